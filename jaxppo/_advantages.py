@@ -1,0 +1,274 @@
+"""Estimators along time: advantages and returns of trajectories.
+
+They are arithmetic on what they are given: nothing is detached here (the loss terms
+do that), and time is the last axis; for time-major arrays use
+`jax.vmap(estimator, in_axes=1, out_axes=1)`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer
+
+from . import _checks
+from ._types import Advantages, Scalar
+
+BT = Float[Array, "*b t"]
+Steps = Float[Array, "*#b #t"] | Scalar
+StepMask = Bool[Array, "*b t"] | Integer[Array, "*b t"]
+
+
+def gae(
+    rewards: BT,
+    values: BT,
+    discounts: Steps,
+    *,
+    lambda_: Steps = 0.95,
+    bootstrap_value: Float[Array, "*b"] | None = None,
+    next_values: BT | None = None,
+    mask: StepMask | None = None,
+) -> Advantages:
+    """Generalised advantage estimates, backwards along the last axis.
+
+    delta_t = r_t + discount_t v_{t+1} - v_t;
+    A_t = delta_t + discount_t lambda_t A_{t+1};  returns = A + v
+    (Schulman et al., 2015, arXiv:1506.02438).
+
+    An episode's end needs no flag. Terminated: discount_t = 0. Cut short by a time
+    limit: lambda_t = 0 there, and `next_values` holds the value of the state the step
+    really led to, not of the one the environment was reset to. Masked steps are
+    skipped: their neighbours are each other's successors (tool tokens inside a
+    completion, say).
+
+    Args:
+      rewards: r, `(*batch, time)`.
+      values: v of the state each step starts from, the same shape.
+      discounts: gamma (1 - terminated) per step, the same shape (last axis may be 1),
+        or a number in [0, 1].
+      lambda_: lambda per step, likewise.
+      bootstrap_value: value after the last step, `(*batch)`; None means 0, right
+        where episodes end inside the array.
+      next_values: value of the state each step leads to, `(*batch, time)`, instead of
+        the values shifted by one and `bootstrap_value`.
+      mask: `(*batch, time)`, bool or integer, nonzero counts.
+
+    Returns:
+      `Advantages(advantages, returns)`, each `(*batch, time)`, in float32 at least,
+      0 at masked steps.
+
+    Raises:
+      TypeError: an array is not floating point, or the mask is.
+      ValueError: shapes differ, a number is out of [0, 1], or both `bootstrap_value`
+        and `next_values` are given.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> rewards, values = jnp.array([1.0, 1.0]), jnp.array([0.5, 0.5])
+      >>> jaxppo.gae(rewards, values, 0.9, bootstrap_value=jnp.array(2.0)).advantages
+      Array([2.9165, 2.3   ], dtype=float32)
+    """
+    fn = "gae"
+    rewards, values = _checks.arrays(fn, mask, rewards=rewards, values=values)
+    _checks.has_time(fn, rewards=rewards)
+    keep = _checks.valid(fn, mask, rewards=rewards)
+    discounts = _checks.per_step(
+        fn, "discounts", discounts, "[0, 1]", mask, rewards=rewards
+    )
+    lambda_ = _checks.per_step(fn, "lambda_", lambda_, "[0, 1]", mask, rewards=rewards)
+    following = _following(fn, values, bootstrap_value, next_values, mask)
+    deltas = rewards + _times(discounts, following) - values
+    advantages = _backwards(deltas, discounts * lambda_, keep)
+    return Advantages(advantages, advantages + values)
+
+
+def discounted_returns(
+    rewards: BT,
+    discounts: Steps,
+    *,
+    bootstrap_value: Float[Array, "*b"] | None = None,
+    mask: StepMask | None = None,
+) -> BT:
+    """Discounted sum of the rewards to come: G_t = r_t + discount_t G_{t+1}.
+
+    Args:
+      rewards: r, `(*batch, time)`.
+      discounts: gamma (1 - terminated) per step, the same shape (last axis may be 1),
+        or a number in [0, 1].
+      bootstrap_value: G after the last step, `(*batch)`; None means 0.
+      mask: `(*batch, time)`, bool or integer; masked steps are skipped.
+
+    Returns:
+      `(*batch, time)`, in float32 at least, 0 at masked steps.
+
+    Raises:
+      TypeError: an array is not floating point, or the mask is.
+      ValueError: shapes differ, or a number is out of [0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> jaxppo.discounted_returns(jnp.array([1.0, 1.0, 1.0]), 0.5)
+      Array([1.75, 1.5 , 1.  ], dtype=float32)
+    """
+    fn = "discounted_returns"
+    (rewards,) = _checks.arrays(fn, mask, rewards=rewards)
+    _checks.has_time(fn, rewards=rewards)
+    keep = _checks.valid(fn, mask, rewards=rewards)
+    discounts = _checks.per_step(
+        fn, "discounts", discounts, "[0, 1]", mask, rewards=rewards
+    )
+    last = _last(fn, bootstrap_value, rewards)
+    return _backwards(rewards, discounts, keep, last)
+
+
+def vtrace(
+    log_ratio: BT,
+    rewards: BT,
+    values: BT,
+    discounts: Steps,
+    *,
+    lambda_: Steps = 1.0,
+    rho_clip: Scalar = 1.0,
+    c_clip: Scalar = 1.0,
+    bootstrap_value: Float[Array, "*b"] | None = None,
+    next_values: BT | None = None,
+    mask: StepMask | None = None,
+) -> Advantages:
+    """V-trace targets from off-policy trajectories, and the advantages they imply.
+
+    With rho_t = min(rho_clip, ratio_t) and c_t = lambda_t min(c_clip, ratio_t):
+    delta_t = rho_t (r_t + discount_t v_{t+1} - v_t);
+    vs_t - v_t = delta_t + discount_t c_t (vs_{t+1} - v_{t+1});
+    A_t = rho_t (r_t + discount_t (v_{t+1} + lambda_t (vs_{t+1} - v_{t+1})) - v_t)
+    (Espeholt et al., 2018, arXiv:1802.01561; the lambdas as in rlax). Ends of episodes,
+    `next_values` and masks as in `gae`.
+
+    Args:
+      log_ratio: log pi - log mu of the current and the behaviour policy, from
+        `log_ratio`, `(*batch, time)`.
+      rewards: r, the same shape.
+      values: v of the state each step starts from, the same shape.
+      discounts: gamma (1 - terminated) per step, the same shape (last axis may be 1),
+        or a number in [0, 1].
+      lambda_: lambda per step, likewise.
+      rho_clip: cap of the ratio in the temporal differences, positive.
+      c_clip: cap of the ratio in the traces, positive.
+      bootstrap_value: value after the last step, `(*batch)`; None means 0.
+      next_values: value of the state each step leads to, `(*batch, time)`.
+      mask: `(*batch, time)`, bool or integer, nonzero counts.
+
+    Returns:
+      `Advantages(advantages, returns)`: A and the targets vs, each `(*batch, time)`,
+      in float32 at least, 0 at masked steps.
+
+    Raises:
+      TypeError: an array is not floating point, or the mask is.
+      ValueError: shapes differ, a number is out of its range, or both
+        `bootstrap_value` and `next_values` are given.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> on_policy, rewards, values = jnp.zeros(2), jnp.ones(2), jnp.full(2, 0.5)
+      >>> jaxppo.vtrace(on_policy, rewards, values, 0.5).returns
+      Array([1.5, 1. ], dtype=float32)
+    """
+    fn = "vtrace"
+    rewards, log_ratio, values = _checks.arrays(
+        fn, mask, rewards=rewards, log_ratio=log_ratio, values=values
+    )
+    _checks.has_time(fn, rewards=rewards)
+    keep = _checks.valid(fn, mask, rewards=rewards)
+    discounts = _checks.per_step(
+        fn, "discounts", discounts, "[0, 1]", mask, rewards=rewards
+    )
+    lambda_ = _checks.per_step(fn, "lambda_", lambda_, "[0, 1]", mask, rewards=rewards)
+    rho_clip = _checks.number(fn, "rho_clip", rho_clip, "(0, inf]", rewards.dtype)
+    c_clip = _checks.number(fn, "c_clip", c_clip, "(0, inf]", rewards.dtype)
+    ratio = jnp.exp(log_ratio)
+    rho, c = jnp.minimum(ratio, rho_clip), lambda_ * jnp.minimum(ratio, c_clip)
+    following = _following(fn, values, bootstrap_value, next_values, mask)
+    errors = rewards + _times(discounts, following) - values
+    excess = _backwards(rho * errors, discounts * c, keep)  # vs - v
+    later = _shift(excess, _zeros(excess)[..., None], keep)
+    advantages = rho * (errors + _times(discounts, lambda_ * later))
+    if keep is not None:
+        advantages = jnp.where(keep, advantages, 0)
+    return Advantages(advantages, excess + values)
+
+
+def _following(
+    fn: str,
+    values: Array,
+    bootstrap_value: Array | None,
+    next_values: Array | None,
+    mask: Array | None,
+) -> Array:
+    """The value each step leads to."""
+    if next_values is None:
+        keep = _checks.valid(fn, mask, values=values)
+        return _shift(values, _last(fn, bootstrap_value, values)[..., None], keep)
+    if bootstrap_value is not None:
+        raise ValueError(
+            f"{fn}: both `bootstrap_value` and `next_values` are given; pass "
+            "`next_values` alone (its last step is the bootstrap value)."
+        )
+    _, next_values = _checks.arrays(fn, mask, values=values, next_values=next_values)
+    return next_values
+
+
+def _last(fn: str, bootstrap_value: Array | None, like: Array) -> Array:
+    if bootstrap_value is None:
+        return _zeros(like)
+    (bootstrap_value,) = _checks.arrays(fn, bootstrap_value=bootstrap_value)
+    if bootstrap_value.shape != like.shape[:-1]:
+        raise ValueError(
+            f"{fn}: `bootstrap_value` has shape {bootstrap_value.shape}, but `rewards` "
+            f"has shape {like.shape}; pass shape {like.shape[:-1]}, one value after "
+            "the last step of each sequence."
+        )
+    return bootstrap_value.astype(like.dtype)
+
+
+def _times(discounts: Array, x: Array) -> Array:
+    # A terminal step discounts by 0 whatever it led to: 0 * NaN would be NaN.
+    return discounts * jnp.where(discounts == 0, 0, x)
+
+
+def _shift(x: Array, last: Array, keep: Array | None) -> Array:
+    """Each step's successor: the next step that counts, `last` after the last one."""
+    if keep is None:
+        return jnp.concatenate([x[..., 1:], last], -1)
+
+    def step(successor, now):
+        x, keep = now
+        return jnp.where(keep, x, successor), successor
+
+    return _scan(step, last[..., 0], (x, keep))
+
+
+def _backwards(
+    x: Array, decay: Array, keep: Array | None, last: Array | None = None
+) -> Array:
+    """y_t = x_t + decay_t y_{t+1}, over the steps that count; 0 at the others."""
+    if keep is None:
+        keep = jnp.ones(x.shape, bool)
+
+    def step(later, now):
+        x, decay, keep = now
+        y = x + _times(decay, later)
+        return jnp.where(keep, y, later), jnp.where(keep, y, 0)
+
+    return _scan(step, _zeros(x) if last is None else last, (x, decay, keep))
+
+
+def _scan(step: Callable, carry: Array, xs: tuple[Array, ...]) -> Array:
+    xs = tuple(jnp.moveaxis(x, -1, 0) for x in xs)
+    _, ys = jax.lax.scan(step, carry, xs, reverse=True)
+    return jnp.moveaxis(ys, 0, -1)
+
+
+def _zeros(x: Array) -> Array:
+    """Zeros in place of time, made of the data: they carry its sharding."""
+    if not x.shape[-1]:
+        return jnp.zeros(x.shape[:-1], x.dtype)
+    return jnp.where(x[..., 0] > 0, 0, 0).astype(x.dtype)

@@ -1,0 +1,178 @@
+"""The door: names what is wrong with an input, then hands it on, clean.
+
+Every public function sends its arrays through `arrays`, which checks dtype and shape,
+brings half precision up to float32, and replaces what the mask leaves out by zero.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def arrays(
+    fn: str,
+    mask: Any = None,
+    per_sequence: tuple[str, ...] = (),
+    **named: Any,
+) -> list[jax.Array]:
+    """Floating arrays of one shape (the first one's), in float32 at least, 0 off-mask.
+
+    Args:
+      fn: the caller's public name, for the message.
+      mask: what counts, of the first array's shape, or None.
+      per_sequence: names whose last axis may also be 1.
+      **named: the arrays, by the caller's names for them.
+    """
+    first = next(iter(named))
+    shape = _shape(fn, first, named[first])
+    for name, x in named.items():
+        _floating(fn, name, x)
+        _same_shape(fn, name, x, first, shape, one_per_sequence=name in per_sequence)
+    dtype = wide(*named.values())
+    keep = valid(fn, mask, **{first: named[first]})
+    out = [jnp.asarray(x, dtype) for x in named.values()]
+    return out if keep is None else [jnp.where(keep, x, 0) for x in out]
+
+
+def wide(*xs: jax.Array) -> Any:
+    """The dtype to compute in: float32, or float64 if any of them is."""
+    return jnp.float64 if any(x.dtype == np.float64 for x in xs) else jnp.float32
+
+
+def valid(fn: str, mask: Any, **named: Any) -> jax.Array | None:
+    """`mask` as booleans of the named array's shape; None stays None."""
+    if mask is None:
+        return None
+    (first, like), *_ = named.items()
+    shape = _shape(fn, "mask", mask)
+    if mask.dtype != np.bool_ and not jnp.issubdtype(mask.dtype, np.integer):
+        raise TypeError(
+            f"{fn}: `mask` has dtype {mask.dtype}; expected bool or integers, nonzero "
+            "counts. Pass `mask.astype(bool)` (or `mask > 0`); fractional weights are "
+            "multiplied into the terms instead."
+        )
+    if shape != like.shape:
+        raise ValueError(
+            f"{fn}: `mask` has shape {shape}, but `{first}` has shape {like.shape}; "
+            f"pass a mask of shape {like.shape}{_hint('mask', shape, like.shape)}."
+        )
+    return jnp.asarray(mask).astype(bool)
+
+
+def per_step(
+    fn: str, name: str, value: Any, interval: str, mask: Any = None, **like: jax.Array
+) -> jax.Array:
+    """A number, or an array of `like`'s shape (last axis may be 1), spread over it."""
+    ((first, x),) = like.items()
+    if np.ndim(value) == 0:
+        return jnp.broadcast_to(number(fn, name, value, interval, x.dtype), x.shape)
+    _floating(fn, name, value)
+    _same_shape(fn, name, value, first, x.shape, one_per_sequence=True)
+    value = jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape)
+    keep = valid(fn, mask, **{first: x})
+    return value if keep is None else jnp.where(keep, value, 0)
+
+
+def number(fn: str, name: str, value: Any, interval: str, dtype: Any) -> jax.Array:
+    """A hyper-parameter as a scalar of `dtype`, checked if it is Python's or NumPy's.
+
+    What is traced passes unseen, to be swept or scheduled. `interval` is written as in
+    mathematics: "(0, 1)", "[0, inf)". NaN is in none.
+    """
+    if isinstance(value, jax.Array):
+        return value.astype(dtype)
+    if not isinstance(value, (int, float, np.number, np.ndarray)):
+        raise TypeError(
+            f"{fn}: `{name}` is a {type(value).__name__} ({value!r}); expected a number."
+        )
+    low, high = map(float, interval[1:-1].split(","))
+    above = low <= value if interval[0] == "[" else low < value
+    below = value <= high if interval[-1] == "]" else value < high
+    if not np.all(above & below):
+        raise ValueError(f"{fn}: `{name}` = {value}; expected a number in {interval}.")
+    return jnp.asarray(value, dtype)
+
+
+def count(fn: str, name: str, value: Any) -> None:
+    """Checks a static count: a Python or NumPy integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{fn}: `{name}` = {value!r}; expected a Python integer.")
+    if value < 1:
+        raise ValueError(f"{fn}: `{name}` = {value}; expected at least 1.")
+
+
+def _shape(fn: str, name: str, x: Any) -> tuple[int, ...]:
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise TypeError(
+            f"{fn}: `{name}` is a {type(x).__name__}; expected an array. "
+            f"Pass `jnp.asarray({name})`."
+        )
+    return tuple(x.shape)
+
+
+def _floating(fn: str, name: str, x: Any) -> None:
+    _shape(fn, name, x)
+    if not jnp.issubdtype(x.dtype, np.floating):
+        raise TypeError(
+            f"{fn}: `{name}` has dtype {x.dtype}; expected floating point. "
+            f"Pass `{name}.astype(jnp.float32)`."
+        )
+
+
+def _same_shape(
+    fn: str,
+    name: str,
+    x: Any,
+    first: str,
+    shape: tuple[int, ...],
+    *,
+    one_per_sequence: bool,
+) -> None:
+    if tuple(x.shape) == shape:
+        return
+    one = (*shape[:-1], 1)
+    if one_per_sequence and shape and tuple(x.shape) == one:
+        return
+    either = f"{shape} or {one}" if one_per_sequence and shape else f"{shape}"
+    raise ValueError(
+        f"{fn}: `{name}` has shape {tuple(x.shape)}, but `{first}` has shape {shape}; "
+        f"pass shape {either}{_hint(name, tuple(x.shape), shape, one_per_sequence)}."
+    )
+
+
+def _hint(
+    name: str, got: tuple[int, ...], want: tuple[int, ...], one_per_sequence=False
+) -> str:
+    if want and got == want[:-1]:
+        column = f"{name}[..., None]"
+        fix = column if one_per_sequence else f"jnp.broadcast_to({column}, {want})"
+    elif len(got) == len(want) and all(g in (1, w) for g, w in zip(got, want)):
+        fix = f"jnp.broadcast_to({name}, {want})"
+    elif len(got) > 1 and got[::-1] == want:
+        fix = f"{name}.T"
+    else:
+        return ""
+    return f" (did you mean `{fix}`?)"
+
+
+def has_time(fn: str, **named: Any) -> None:
+    """Checks that an array has at least one axis, the last one being time."""
+    for name, x in named.items():
+        if not x.shape:
+            raise ValueError(
+                f"{fn}: `{name}` has shape (); expected (*batch, time). For one step "
+                f"pass `{name}[None]`."
+            )
+
+
+def integers(fn: str, **named: Any) -> None:
+    """Checks that arrays are of an integer dtype."""
+    for name, x in named.items():
+        _shape(fn, name, x)
+        if not jnp.issubdtype(x.dtype, np.integer):
+            raise TypeError(
+                f"{fn}: `{name}` has dtype {x.dtype}; expected integers. "
+                f"Pass `{name}.astype(jnp.int32)`."
+            )

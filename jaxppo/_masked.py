@@ -1,0 +1,144 @@
+"""Sums, means and variances over what the mask keeps."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from . import _checks
+from ._types import Mask, PerToken, Scalar
+
+
+def masked_sum(x: PerToken, mask: Mask | None = None) -> Float[Array, ""]:
+    """Sum of the entries that count, over all axes: sum of m x.
+
+    Args:
+      x: any shape.
+      mask: of x's shape, bool or integer, nonzero counts; None counts everything.
+
+    Returns:
+      A scalar, in float32 at least; 0 where nothing counts. What lies under the
+      mask, NaN included, changes neither value nor gradient.
+
+    Raises:
+      TypeError: x is not floating point, or the mask is.
+      ValueError: the mask is of another shape than x.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> x = jnp.array([1.0, 2.0, jnp.nan])
+      >>> float(jaxppo.masked_sum(x, jnp.array([True, True, False])))
+      3.0
+    """
+    (x,) = _checks.arrays("masked_sum", mask, x=x)
+    return jnp.sum(x)
+
+
+def masked_mean(x: PerToken, mask: Mask | None = None) -> Float[Array, ""]:
+    """Mean of the entries that count, over all axes: sum of m x / sum of m.
+
+    Args:
+      x: any shape.
+      mask: of x's shape, bool or integer, nonzero counts; None counts everything.
+
+    Returns:
+      A scalar, in float32 at least; 0 where nothing counts. For a mean that is to
+      merge over microbatches or devices, use `token_mean`.
+
+    Raises:
+      TypeError: x is not floating point, or the mask is.
+      ValueError: the mask is of another shape than x.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> x = jnp.array([1.0, 2.0, jnp.nan])
+      >>> float(jaxppo.masked_mean(x, jnp.array([True, True, False])))
+      1.5
+    """
+    (x,) = _checks.arrays("masked_mean", mask, x=x)
+    return jnp.sum(x) / jnp.maximum(_count("masked_mean", x, mask), 1)
+
+
+def masked_variance(
+    x: PerToken, mask: Mask | None = None, *, ddof: Scalar = 0
+) -> Float[Array, ""]:
+    """Variance of the entries that count, in two passes: sum of m (x - mean)^2 / n.
+
+    Args:
+      x: any shape.
+      mask: of x's shape, bool or integer, nonzero counts; None counts everything.
+      ddof: n is the count less this: 0 for the population's variance, 1 for the
+        unbiased one (torch's default).
+
+    Returns:
+      A scalar, in float32 at least; 0 where at most `ddof` entries count.
+
+    Raises:
+      TypeError: x is not floating point, or the mask is.
+      ValueError: the mask is of another shape than x, or ddof is negative.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> x = jnp.array([1.0, 3.0, jnp.nan])
+      >>> float(jaxppo.masked_variance(x, jnp.array([True, True, False]), ddof=1))
+      2.0
+    """
+    (x,) = _checks.arrays("masked_variance", mask, x=x)
+    ddof = _checks.number("masked_variance", "ddof", ddof, "[0, inf)", x.dtype)
+    centred, count = _centred("masked_variance", x, mask)
+    return jnp.sum(centred**2) / jnp.maximum(count - ddof, 1)
+
+
+def whiten(
+    x: PerToken, mask: Mask | None = None, *, ddof: Scalar = 0, eps: Scalar = 1e-8
+) -> PerToken:
+    """Zero mean and unit variance over what counts: (x - mean) / (std + eps).
+
+    The statistics are over all axes of the array given. Whiten a whole batch before
+    it is cut into microbatches: the statistics of a microbatch are not the batch's.
+
+    Args:
+      x: any shape, usually advantages.
+      mask: of x's shape, bool or integer, nonzero counts; None counts everything.
+      ddof: 0 (JAX and NumPy) or 1 (torch) for the standard deviation.
+      eps: added to the standard deviation.
+
+    Returns:
+      An array of x's shape, in float32 at least; 0 where the mask is 0, and exactly 0
+      for constant input.
+
+    Raises:
+      TypeError: x is not floating point, or the mask is.
+      ValueError: the mask is of another shape than x; ddof or eps is negative.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> jaxppo.whiten(jnp.array([1.0, 2.0, 3.0, 9.9]), jnp.array([1, 1, 1, 0]))
+      Array([-1.2247448,  0.       ,  1.2247448,  0.       ], dtype=float32)
+    """
+    (x,) = _checks.arrays("whiten", mask, x=x)
+    ddof = _checks.number("whiten", "ddof", ddof, "[0, inf)", x.dtype)
+    eps = _checks.number("whiten", "eps", eps, "[0, inf)", x.dtype)
+    centred, count = _centred("whiten", x, mask)
+    variance = jnp.sum(centred**2) / jnp.maximum(count - ddof, 1)
+    # Constant input divides by 1, not by 0: its gradient is finite, too.
+    return centred / (jnp.sqrt(jnp.where(variance == 0, 1, variance)) + eps)
+
+
+def _count(fn: str, x: Array, mask: Mask | None) -> Array:
+    keep = _checks.valid(fn, mask, x=x)
+    # In int32: float32 counters stop at 2^24 tokens.
+    count = jnp.array(x.size) if keep is None else jnp.sum(keep, dtype=jnp.int32)
+    return count.astype(x.dtype)
+
+
+def _centred(fn: str, x: Array, mask: Mask | None) -> tuple[Array, Array]:
+    """x less its mean, 0 under the mask, and the count."""
+    keep = _checks.valid(fn, mask, x=x)
+    count = _count(fn, x, mask)
+    # Relative to one of the entries: exactly 0 for constant input of any size, and
+    # no cancellation where the mean is far larger than the deviations.
+    shift = jnp.max(x, initial=-jnp.inf, where=keep)
+    shift = jax.lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
+    x = x - shift if keep is None else jnp.where(keep, x - shift, 0)
+    centred = x - jnp.sum(x) / jnp.maximum(count, 1)
+    return (centred if keep is None else jnp.where(keep, centred, 0)), count

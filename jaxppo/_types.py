@@ -1,0 +1,229 @@
+"""Types every floor speaks: what is merged, what is carried, what is called."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer, ScalarLike
+
+# Shapes, as annotations: `*s` is any shape, time (if there is one) last. `PerSequence`
+# may also have 1 where `PerToken` has the length of the sequence.
+PerToken: TypeAlias = Float[Array, "*s"]
+PerSequence: TypeAlias = Float[Array, "*#s"]
+Mask: TypeAlias = Bool[Array, "*s"] | Integer[Array, "*s"]
+Scalar: TypeAlias = ScalarLike
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean that has not been divided yet: add `Mean`s, never average them.
+
+    Rows, microbatches, devices and logging windows merge with `+`, exactly, however
+    unevenly the tokens are spread; `value` divides, once, at the very end. A `Mean`
+    of count 0 is its total: nothing counted gives 0, and a plain sum stays a sum.
+
+    Attributes:
+      total: sum of what is averaged.
+      count: how many entries (or how much weight) were summed, of the same shape.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> short = jaxppo.Mean(jnp.array(3.0), jnp.array(1.0))
+      >>> long = jaxppo.Mean(jnp.array(9.0), jnp.array(5.0))
+      >>> float((short + long).value)  # not the mean of 3.0 and 1.8
+      2.0
+    """
+
+    total: jax.Array
+    count: jax.Array
+
+    def __add__(self, other: Mean) -> Mean:
+        """Merge with another part of the same mean."""
+        return Mean(self.total + other.total, self.count + other.count)
+
+    def __radd__(self, other: int) -> Mean:
+        """Let the builtin `sum` start from 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def __mul__(self, coef: Scalar) -> Mean:
+        """Scale the mean: its total is multiplied, its count stays."""
+        return Mean(self.total * coef, self.count)
+
+    __rmul__ = __mul__
+
+    @property
+    def value(self) -> jax.Array:
+        """The mean itself, total / count."""
+        return self.total / jnp.where(self.count == 0, 1, self.count)
+
+    def reduce(self, where: jax.Array | None = None) -> Mean:
+        """Merge `Mean`s stacked along axis 0 (by `scan` or `vmap`)."""
+        return Mean(_sum(self.total, where), _sum(self.count, where))
+
+    def all_reduce(self, axis_name: str | tuple[str, ...]) -> Mean:
+        """Merge over the devices of a `shard_map` axis."""
+        return jax.lax.psum(self, axis_name)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Max:
+    """A maximum, merged with `+` like a `Mean`: for metrics such as the largest ratio.
+
+    Attributes:
+      value: the largest entry so far; -inf where there was none.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> float((jaxppo.Max(jnp.array(1.5)) + jaxppo.Max(jnp.array(0.5))).value)
+      1.5
+    """
+
+    value: jax.Array
+
+    def __add__(self, other: Max) -> Max:
+        """Merge with the maximum of another part."""
+        return Max(jnp.maximum(self.value, other.value))
+
+    def reduce(self, where: jax.Array | None = None) -> Max:
+        """Merge maxima stacked along axis 0."""
+        return Max(jnp.max(self.value, 0, initial=-jnp.inf, where=_like(where, self)))
+
+    def all_reduce(self, axis_name: str | tuple[str, ...]) -> Max:
+        """Merge over the devices of a `shard_map` axis."""
+        return jax.lax.pmax(self, axis_name)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Min:
+    """A minimum, merged with `+` like a `Mean`: for metrics such as the smallest ratio.
+
+    Attributes:
+      value: the smallest entry so far; inf where there was none.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> float((jaxppo.Min(jnp.array(1.5)) + jaxppo.Min(jnp.array(0.5))).value)
+      0.5
+    """
+
+    value: jax.Array
+
+    def __add__(self, other: Min) -> Min:
+        """Merge with the minimum of another part."""
+        return Min(jnp.minimum(self.value, other.value))
+
+    def reduce(self, where: jax.Array | None = None) -> Min:
+        """Merge minima stacked along axis 0."""
+        return Min(jnp.min(self.value, 0, initial=jnp.inf, where=_like(where, self)))
+
+    def all_reduce(self, axis_name: str | tuple[str, ...]) -> Min:
+        """Merge over the devices of a `shard_map` axis."""
+        return jax.lax.pmin(self, axis_name)
+
+
+Metric: TypeAlias = Mean | Max | Min
+Metrics: TypeAlias = Mapping[str, Metric]
+
+
+def _sum(x: jax.Array, where: jax.Array | None) -> jax.Array:
+    if where is None:
+        return jnp.sum(x, 0)
+    where = where.reshape(where.shape + (1,) * (x.ndim - 1))
+    return jnp.sum(jnp.where(where, x, 0), 0)
+
+
+def _like(where: jax.Array | None, extremum: Max | Min) -> jax.Array | None:
+    if where is None:
+        return None
+    return where.reshape(where.shape + (1,) * (extremum.value.ndim - 1))
+
+
+class Advantages(NamedTuple):
+    """What an estimator returns: the policy's signal and the value target it implies.
+
+    Attributes:
+      advantages: shape `(*batch, time)`.
+      returns: shape `(*batch, time)`.
+    """
+
+    advantages: jax.Array
+    returns: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that an update carries from one call to the next; save it to resume exactly.
+
+    Attributes:
+      params: any pytree of floating-point arrays.
+      opt_state: the optimiser's state.
+      step: optimiser steps taken, int32; schedules are read at this count.
+      skipped: steps skipped in a row because something was not finite, int32.
+      coefs: adaptive coefficients by name, such as `kl_coef`.
+    """
+
+    params: Any
+    opt_state: Any
+    step: jax.Array
+    skipped: jax.Array
+    coefs: dict[str, jax.Array]
+
+
+class Learner(NamedTuple):
+    """A pair of pure functions, made by `learner`.
+
+    Attributes:
+      init: `init(params) -> TrainState`.
+      update: `update(state, batch, key=None) -> (TrainState, metrics)`; the key is
+        consumed.
+    """
+
+    init: Callable[[Any], TrainState]
+    update: Callable[..., tuple[TrainState, dict[str, Metric]]]
+
+
+class Controller(NamedTuple):
+    """A pair of pure functions that adapt one coefficient to one metric.
+
+    Attributes:
+      init: `init() -> coef`, the first value.
+      update: `update(coef, observed) -> coef`, after each call of `Learner.update`.
+      metric: the metric it observes, a key of what the loss function reports.
+    """
+
+    init: Callable[[], jax.Array]
+    update: Callable[[jax.Array, jax.Array], jax.Array]
+    metric: str
+
+
+@runtime_checkable
+class Aggregator(Protocol):
+    """How per-token losses become one number: `token_mean`, `sequence_mean`, ..."""
+
+    def __call__(self, per_token: jax.Array, mask: jax.Array | None = None, /) -> Mean:
+        """Reduce to a `Mean`."""
+        ...
+
+
+@runtime_checkable
+class LossFn(Protocol):
+    """What `learner` differentiates.
+
+    It returns the loss, a `Mean` or a dict of `Mean`s whose values are added (for
+    terms with different denominators), and metrics. Scheduled and adaptive
+    coefficients come in as keyword arguments.
+    """
+
+    def __call__(
+        self, params: Any, batch: Any, /, **coefs: Any
+    ) -> tuple[Mean | Mapping[str, Mean], Metrics]:
+        """Loss and metrics of a batch."""
+        ...
