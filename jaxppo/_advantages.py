@@ -1,8 +1,7 @@
 """Estimators along time: advantages and returns of trajectories.
 
 They are arithmetic on what they are given: nothing is detached here (the loss terms
-do that), and time is the last axis; for time-major arrays use
-`jax.vmap(estimator, in_axes=1, out_axes=1)`.
+do that). Time is the last axis; swap the axes of time-major arrays (`x.swapaxes(0, 1)`).
 """
 
 from collections.abc import Callable
@@ -65,8 +64,8 @@ def gae(
     Example:
       >>> import jax.numpy as jnp, jaxppo
       >>> rewards, values = jnp.array([1.0, 1.0]), jnp.array([0.5, 0.5])
-      >>> jaxppo.gae(rewards, values, 0.9, bootstrap_value=jnp.array(2.0)).advantages
-      Array([2.9165, 2.3   ], dtype=float32)
+      >>> jaxppo.gae(rewards, values, 0.5, lambda_=1.0).advantages
+      Array([1. , 0.5], dtype=float32)
     """
     fn = "gae"
     rewards, values = _checks.arrays(fn, mask, rewards=rewards, values=values)

@@ -145,7 +145,7 @@ def tanh_normal(
       >>> mean, log_std = jnp.zeros((1, 1)), jnp.zeros(1)
       >>> log_probs, entropy = jaxppo.tanh_normal(mean, log_std, jnp.full((1, 1), 0.5))
       >>> log_probs.round(4), entropy.round(4)
-      (Array([-0.8037], dtype=float32), Array([0.6095], dtype=float32))
+      (Array([-0.8037], dtype=float32), Array([0.6698], dtype=float32))
     """
     mean, log_std, u, keep = _normal(
         "tanh_normal", mean, log_std, mask, pre_tanh_actions=pre_tanh_actions

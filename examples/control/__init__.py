@@ -1,0 +1,1 @@
+"""Environments for the control examples, and adapters for other libraries'."""
