@@ -1,7 +1,7 @@
 """Learn to balance CartPole-v1 with PPO, on one core, in seconds.
 
-    python examples/cartpole.py --help
-    python examples/cartpole.py --seeds 5 --out runs/five
+python examples/cartpole.py --help
+python examples/cartpole.py --seeds 5 --out runs/five
 """
 
 import tyro

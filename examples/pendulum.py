@@ -1,7 +1,7 @@
 """Learn to swing Pendulum-v1 up with PPO: the same loop on continuous actions.
 
-    python examples/pendulum.py --help
-    python examples/pendulum.py --seeds 5 --out runs/five
+python examples/pendulum.py --help
+python examples/pendulum.py --seeds 5 --out runs/five
 """
 
 import tyro

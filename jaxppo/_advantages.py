@@ -1,7 +1,8 @@
 """Estimators along time: advantages and returns of trajectories.
 
 They are arithmetic on what they are given: nothing is detached here (the loss terms
-do that). Time is the last axis; swap the axes of time-major arrays (`x.swapaxes(0, 1)`).
+do that). Time is the last axis; swap the axes of time-major arrays:
+`x.swapaxes(0, 1)`.
 """
 
 from collections.abc import Callable

@@ -37,8 +37,9 @@ def arrays(
 
 
 def wide(*xs: jax.Array) -> Any:
-    """The dtype to compute in: float32, or float64 if any of them is."""
-    return jnp.float64 if any(x.dtype == np.float64 for x in xs) else jnp.float32
+    """The dtype to compute in: float32, or float64 if any of them is and x64 is on."""
+    widest = np.float64 if any(x.dtype == np.float64 for x in xs) else np.float32
+    return jax.dtypes.canonicalize_dtype(widest)
 
 
 def valid(fn: str, mask: Any, **named: Any) -> jax.Array | None:
@@ -81,12 +82,18 @@ def number(fn: str, name: str, value: Any, interval: str, dtype: Any) -> jax.Arr
     What is traced passes unseen, to be swept or scheduled. `interval` is written as in
     mathematics: "(0, 1)", "[0, inf)". NaN is in none.
     """
+    if not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
+        raise TypeError(
+            f"{fn}: `{name}` is a {type(value).__name__} ({value!r}); expected a "
+            "number."
+        )
+    if np.ndim(value):
+        raise ValueError(
+            f"{fn}: `{name}` has shape {np.shape(value)}; expected a number. To try "
+            "several, `jax.vmap` over it."
+        )
     if isinstance(value, jax.Array):
         return value.astype(dtype)
-    if not isinstance(value, (int, float, np.number, np.ndarray)):
-        raise TypeError(
-            f"{fn}: `{name}` is a {type(value).__name__} ({value!r}); expected a number."
-        )
     low, high = map(float, interval[1:-1].split(","))
     above = low <= value if interval[0] == "[" else low < value
     below = value <= high if interval[-1] == "]" else value < high
@@ -148,7 +155,9 @@ def _hint(
     if want and got == want[:-1]:
         column = f"{name}[..., None]"
         fix = column if one_per_sequence else f"jnp.broadcast_to({column}, {want})"
-    elif len(got) == len(want) and all(g in (1, w) for g, w in zip(got, want)):
+    elif len(got) == len(want) and all(
+        g in (1, w) for g, w in zip(got, want, strict=True)
+    ):
         fix = f"jnp.broadcast_to({name}, {want})"
     elif len(got) > 1 and got[::-1] == want:
         fix = f"{name}.T"

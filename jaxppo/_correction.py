@@ -64,4 +64,4 @@ def band_weights(
     low = _checks.number("band_weights", "low", low, "[0, inf)", x.dtype)
     high = _checks.number("band_weights", "high", high, "(0, inf]", x.dtype)
     ratio = jax.lax.stop_gradient(jnp.exp(x))
-    return jnp.where((ratio >= low) & (ratio <= high), ratio, 0)
+    return jnp.where((ratio < low) | (ratio > high), 0, ratio)  # keeps a NaN in sight

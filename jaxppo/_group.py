@@ -56,13 +56,16 @@ def group_advantages(
     if not scale_by_std:
         return centred.reshape(rewards.shape)
     count = jnp.sum(keep, -1, keepdims=True).astype(centred.dtype)
-    variance = jnp.sum(centred**2, -1, keepdims=True) / jnp.maximum(count - ddof, 1)
+    freedom = count - ddof
+    variance = jnp.sum(centred**2, -1, keepdims=True) / jnp.where(
+        freedom > 0, freedom, 1
+    )
     # Rewards that differ in their last bits only are equal; dividing by their standard
     # deviation would blow rounding up to advantages of size 1.
     rounding = 8 * jnp.finfo(centred.dtype).eps * largest
-    spread = variance > rounding**2
-    std = jnp.sqrt(jnp.where(spread, variance, 1))
-    return jnp.where(spread, centred / (std + eps), 0).reshape(rewards.shape)
+    equal = (variance <= rounding**2) | (freedom <= 0)
+    std = jnp.sqrt(jnp.where(equal, 1, variance))
+    return jnp.where(equal, 0, centred / (std + eps)).reshape(rewards.shape)
 
 
 def leave_one_out_advantages(
@@ -102,14 +105,14 @@ def leave_one_out_advantages(
 def _centred(
     fn: str, rewards: Array, mask: Array | None, group_size: int
 ) -> tuple[Array, Array, Array]:
-    """Rewards less their group's mean, what counts, and the group's largest |reward|."""
+    """Rewards less their group's mean, what counts, the group's largest |reward|."""
     _checks.count(fn, "group_size", group_size)
     (rewards,) = _checks.arrays(fn, mask, rewards=rewards)
     _checks.has_time(fn, rewards=rewards)
     if rewards.shape[-1] % group_size:
         raise ValueError(
-            f"{fn}: `group_size` = {group_size} does not divide the {rewards.shape[-1]} "
-            f"samples of `rewards`, of shape {rewards.shape}."
+            f"{fn}: `group_size` = {group_size} does not divide the "
+            f"{rewards.shape[-1]} samples of `rewards`, of shape {rewards.shape}."
         )
     keep = _checks.valid(fn, mask, rewards=rewards)
     keep = jnp.ones(rewards.shape, bool) if keep is None else keep

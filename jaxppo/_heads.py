@@ -66,7 +66,9 @@ def categorical(
     # Comparing instead of gathering: works on a sharded table, and an index outside
     # of it selects nothing.
     table = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    chosen = table == jnp.asarray(actions, jnp.int32)[..., None]
+    last = min(logits.shape[-1] - 1, np.iinfo(actions.dtype).max)
+    inside = (actions >= 0) & (actions <= last)  # before the cast, which wraps
+    chosen = table == jnp.where(inside, actions, -1).astype(jnp.int32)[..., None]
     log_probs = jnp.sum(jnp.where(chosen, logits, 0), -1) - log_total
     log_probs = jnp.where(jnp.any(chosen & support, -1), log_probs, -jnp.inf)
     log_probs = jnp.where(jnp.any(chosen, -1), log_probs, jnp.nan)
@@ -173,9 +175,7 @@ def _log_tanh_slope(u: Array) -> Array:
     return 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
 
 
-def _rows(
-    fn: str, mask: Array | None, **named: Array
-) -> tuple[Array, Array | None]:
+def _rows(fn: str, mask: Array | None, **named: Array) -> tuple[Array, Array | None]:
     """One array with an axis past the rows, 0 in rows the mask leaves out."""
     ((name, x),) = named.items()
     (x,) = _checks.arrays(fn, **named)
@@ -193,8 +193,10 @@ def _normal(
     if np.shape(log_std) == np.shape(mean)[-1:]:
         log_std = jnp.broadcast_to(log_std, np.shape(mean))
     mean, log_std, u = _checks.arrays(fn, mean=mean, log_std=log_std, **actions)
-    out = [_rows(fn, mask, **{name: x}) for name, x in
-           (("mean", mean), ("log_std", log_std), (action_name, u))]
+    out = [
+        _rows(fn, mask, **{name: x})
+        for name, x in (("mean", mean), ("log_std", log_std), (action_name, u))
+    ]
     (mean, keep), (log_std, _), (u, _) = out
     return mean, log_std, u, keep
 

@@ -101,8 +101,8 @@ def unbiased_gradient_kl(
 ) -> PerToken:
     """The value of one estimator with the gradient of k2, which is KL's own.
 
-    k(x) where it is read, x^2 / 2 where it is differentiated ("straight-through", verl's
-    `k3+`): on samples of the current policy, E[d/dtheta] is the gradient of
+    k(x) where it is read, x^2 / 2 where it is differentiated ("straight-through",
+    verl's `k3+`): on samples of the current policy, E[d/dtheta] is the gradient of
     KL(pi || pi_ref), which the gradients of k1 (0) and k3 (the reverse KL's) are not.
 
     Args:
@@ -158,7 +158,7 @@ def approx_kl_k1(log_ratio: PerToken) -> PerToken:
 
 
 def approx_kl_k3(log_ratio: PerToken) -> PerToken:
-    """How far a policy has moved, on its *old* samples: KL(pi_old || pi), exp(x) - 1 - x.
+    """How far a policy has moved, on its *old* samples: KL(pi_old || pi), exp(x)-1-x.
 
     k3 with the roles exchanged, since the samples are the old policy's. The `approx_kl`
     of SB3 and CleanRL. A diagnostic, without gradient.
@@ -189,7 +189,7 @@ def adaptive_kl(
     max_error: Scalar = 0.2,
     metric: str = "kl",
 ) -> Controller:
-    """A KL coefficient that follows a target: coef <- coef (1 + gain clip(KL/target - 1)).
+    """A KL coefficient that follows a target: coef *= 1 + gain clip(KL / target - 1).
 
     The proportional controller of Ziegler et al., 2019 (arXiv:1909.08593), as in verl,
     OpenRLHF and TRL, where gain = samples per update / horizon (256 / 10000, say).

@@ -203,7 +203,9 @@ def learner(
             _checks.number(fn, name, value, "(0, inf]", jnp.float32)
     schedules, adaptive = dict(schedules or {}), dict(adaptive or {})
     if twice := schedules.keys() & adaptive.keys():
-        raise ValueError(f"{fn}: {sorted(twice)} are in both `schedules` and `adaptive`.")
+        raise ValueError(
+            f"{fn}: {sorted(twice)} are in both `schedules` and `adaptive`."
+        )
     tx = optax.with_extra_args_support(tx)
     can_stop = any(target is not None for target in targets.values())
 
@@ -403,7 +405,9 @@ def _counts(loss_fn: LossFn, params: Any, batch: Any) -> Any:
     """The loss with its totals zeroed: what is left depends on masks alone."""
     loss, _ = _loss(loss_fn, params, batch)
     return jax.tree.map(
-        lambda mean: Mean(jnp.zeros_like(mean.total), jax.lax.stop_gradient(mean.count)),
+        lambda mean: Mean(
+            jnp.zeros_like(mean.total), jax.lax.stop_gradient(mean.count)
+        ),
         loss,
         is_leaf=_is_metric,
     )
@@ -496,7 +500,9 @@ def _observed(fn: str, metrics: Metrics, name: str) -> jax.Array:
 
 def _vma(x: Any) -> frozenset[str]:
     """The mesh axes an array varies over inside a `shard_map` that tracks them."""
-    return frozenset(getattr(jax.typeof(x), "vma", frozenset()))
+    aval = jax.typeof(x)
+    manual = getattr(aval, "manual_axis_type", None)  # from JAX 0.10
+    return getattr(aval, "vma", frozenset()) if manual is None else manual.varying
 
 
 def _check_axes(fn: str, batch: Any, axis_name: AxisName | None) -> None:
@@ -522,6 +528,10 @@ def _varying(params: Any, axis_name: AxisName | None) -> Any:
 
     def mark(x):
         missing = tuple(name for name in names if name not in _vma(x))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
+        if not missing:
+            return x
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(x, missing, to="varying")
+        return jax.lax.pvary(x, missing)  # before JAX 0.9
 
     return jax.tree.map(mark, params)

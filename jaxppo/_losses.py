@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from . import _checks
 from ._aggregate import token_mean
@@ -104,19 +104,25 @@ def ppo_loss(
     (log_probs,) = _checks.arrays(fn, mask, log_probs=log_probs)
     dtype = log_probs.dtype
 
-    def given(name: str, x: PerToken, rows: bool = False) -> PerToken:
+    def given(name: str, x: Array, rows: bool = False) -> Array:
         per_sequence = (name,) if rows else ()
         both = {"log_probs": log_probs, name: x}
         return _checks.arrays(fn, mask, per_sequence, **both)[1].astype(dtype)
 
+    def number(name: str, value: Scalar, interval: str) -> Array:
+        return _checks.number(fn, name, value, interval, dtype)
+
+    clip_eps = number("clip_eps", clip_eps, "(0, 1)")
+    high = clip_eps
+    if clip_eps_high is not None:
+        high = number("clip_eps_high", clip_eps_high, "(0, inf)")
+    if dual_clip is not None:
+        dual_clip = number("dual_clip", dual_clip, "(1, inf]")
+
     advantages = given("advantages", advantages, rows=True)
     x = log_ratio(log_probs, given("old_log_probs", old_log_probs), mask)
     policy = clipped_surrogate(
-        x,
-        advantages,
-        clip_eps=clip_eps,
-        clip_eps_high=clip_eps_high,
-        dual_clip=dual_clip,
+        x, advantages, clip_eps=clip_eps, clip_eps_high=high, dual_clip=dual_clip
     )
     if weights is not None:
         policy = policy * jax.lax.stop_gradient(given("weights", weights, rows=True))
@@ -130,28 +136,24 @@ def ppo_loss(
         if value_clip_eps is None:
             terms["value_loss"] = squared_value(values, returns, mask)
         else:
+            value_clip_eps = number("value_clip_eps", value_clip_eps, "(0, inf]")
             old_values = given("old_values", old_values)
             terms["value_loss"] = clipped_value(
                 values, old_values, returns, mask, clip_eps=value_clip_eps
             )
-        coefs["value_loss"] = _checks.number(
-            fn, "value_coef", value_coef, "[0, inf)", dtype
-        )
+        coefs["value_loss"] = number("value_coef", value_coef, "[0, inf)")
     _needs(fn, "entropy_coef", entropy_coef, "entropy", entropy)
     if entropy is not None:
         terms["entropy"] = given("entropy", entropy)
-        coefs["entropy"] = -_checks.number(
-            fn, "entropy_coef", entropy_coef, "(-inf, inf)", dtype
-        )
+        coefs["entropy"] = -number("entropy_coef", entropy_coef, "(-inf, inf)")
     _needs(fn, "kl_coef", kl_coef, "ref_log_probs", ref_log_probs)
     if ref_log_probs is not None:
         ref = given("ref_log_probs", ref_log_probs)
         terms["kl"] = kl(log_ratio(log_probs, ref, mask))
-        coefs["kl"] = _checks.number(fn, "kl_coef", kl_coef, "[0, inf)", dtype)
+        coefs["kl"] = number("kl_coef", kl_coef, "[0, inf)")
 
     loss = aggregate(sum(coefs[name] * term for name, term in terms.items()), mask)
     metrics = {name: aggregate(term, mask) for name, term in terms.items()}
-    high = clip_eps if clip_eps_high is None else clip_eps_high
     per_token = {
         "approx_kl": approx_kl_k3(x),
         "approx_kl_k1": approx_kl_k1(x),
@@ -170,7 +172,8 @@ def _together(fn: str, **arrays: PerToken | None) -> None:
     if missing and len(missing) < len(arrays):
         (there,) = set(arrays) - set(missing)
         raise ValueError(
-            f"{fn}: `{there}` is given without `{missing[0]}`; the value term needs both."
+            f"{fn}: `{there}` is given without `{missing[0]}`; the value term needs "
+            "both."
         )
 
 

@@ -84,8 +84,7 @@ def masked_variance(
     """
     (x,) = _checks.arrays("masked_variance", mask, x=x)
     ddof = _checks.number("masked_variance", "ddof", ddof, "[0, inf)", x.dtype)
-    centred, count = _centred("masked_variance", x, mask)
-    return jnp.sum(centred**2) / jnp.maximum(count - ddof, 1)
+    return _variance(*_centred("masked_variance", x, mask), ddof)
 
 
 def whiten(
@@ -119,7 +118,7 @@ def whiten(
     ddof = _checks.number("whiten", "ddof", ddof, "[0, inf)", x.dtype)
     eps = _checks.number("whiten", "eps", eps, "[0, inf)", x.dtype)
     centred, count = _centred("whiten", x, mask)
-    variance = jnp.sum(centred**2) / jnp.maximum(count - ddof, 1)
+    variance = _variance(centred, count, ddof)
     # Constant input divides by 1, not by 0: its gradient is finite, too.
     return centred / (jnp.sqrt(jnp.where(variance == 0, 1, variance)) + eps)
 
@@ -129,6 +128,12 @@ def _count(fn: str, x: Array, mask: Mask | None) -> Array:
     # In int32: float32 counters stop at 2^24 tokens.
     count = jnp.array(x.size) if keep is None else jnp.sum(keep, dtype=jnp.int32)
     return count.astype(x.dtype)
+
+
+def _variance(centred: Array, count: Array, ddof: Array) -> Array:
+    freedom = count - ddof
+    variance = jnp.sum(centred**2) / jnp.where(freedom > 0, freedom, 1)
+    return jnp.where(freedom > 0, variance, 0)
 
 
 def _centred(fn: str, x: Array, mask: Mask | None) -> tuple[Array, Array]:

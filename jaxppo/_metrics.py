@@ -1,4 +1,4 @@
-"""Diagnostics. Per-token arrays are for the caller to aggregate; nothing has gradient."""
+"""Diagnostics, without gradient; per-token arrays are for the caller to aggregate."""
 
 import jax
 import jax.numpy as jnp

@@ -47,7 +47,9 @@ def log_ratio(
     log_probs, old_log_probs = _checks.arrays(
         "log_ratio", mask, log_probs=log_probs, old_log_probs=old_log_probs
     )
-    max_abs = _checks.number("log_ratio", "max_abs", max_abs, "(0, inf]", log_probs.dtype)
+    max_abs = _checks.number(
+        "log_ratio", "max_abs", max_abs, "(0, inf]", log_probs.dtype
+    )
     return _bound(log_probs - jax.lax.stop_gradient(old_log_probs), max_abs)
 
 

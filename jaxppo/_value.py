@@ -73,10 +73,14 @@ def clipped_value(
     values, old_values, returns = _checks.arrays(
         "clipped_value", mask, values=values, old_values=old_values, returns=returns
     )
-    eps = _checks.number("clipped_value", "clip_eps", clip_eps, "(0, inf]", values.dtype)
+    eps = _checks.number(
+        "clipped_value", "clip_eps", clip_eps, "(0, inf]", values.dtype
+    )
     old_values = jax.lax.stop_gradient(old_values)
     returns = jax.lax.stop_gradient(returns)
     shift = values - old_values
     error = (values - returns) ** 2
-    held = jax.lax.stop_gradient((old_values + jnp.clip(shift, -eps, eps) - returns) ** 2)
+    held = jax.lax.stop_gradient(
+        (old_values + jnp.clip(shift, -eps, eps) - returns) ** 2
+    )
     return 0.5 * jnp.where((jnp.abs(shift) <= eps) | (error >= held), error, held)

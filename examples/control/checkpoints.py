@@ -1,8 +1,8 @@
 """Checkpoints that a killed process cannot tear and a flipped bit cannot pass.
 
-Orbax writes each one to a temporary folder and renames it when it is whole. What it does
-not do is notice damage to a finished one, so a checksum goes with it; a checkpoint that
-does not match is passed over for the one before it.
+Orbax writes each one to a temporary folder and renames it when it is whole. What it
+does not do is notice damage to a finished one, so a checksum goes with it; a checkpoint
+that does not match is passed over for the one before it.
 """
 
 import hashlib
@@ -101,7 +101,9 @@ def _tree(like: Tree, leaves: dict[str, np.ndarray]) -> Tree:
 def _layout(state: Any) -> dict[str, str]:
     """Name, shape and dtype of every array."""
     paths = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in paths}
+    return {
+        jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in paths
+    }
 
 
 def _checksum(leaves: dict[str, np.ndarray]) -> str:

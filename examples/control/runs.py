@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -26,7 +25,7 @@ class Options(PPO):
     seed: int = 0
     """Of everything random; the same seed on the same machine gives the same run."""
     seeds: int = 1
-    """Independent runs, trained side by side; the picture shows median and quartiles."""
+    """Independent runs, side by side; the picture shows median and quartiles."""
     num_evals: int = 24
     """How often to evaluate, write metrics and save a checkpoint."""
     out: Path | None = None
@@ -135,12 +134,16 @@ def _folder(name: str, options: Options) -> tuple[Options, Path]:
     try:
         saved = json.loads((out / "config.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise SystemExit(f"--resume {out}: no run to continue there ({error}).") from None
-    if saved != (now := _config(options)):
-        changed = [f"{k} = {now[k]}, was {saved.get(k)}" for k in now if now[k] != saved.get(k)]
         raise SystemExit(
-            f"--resume {out}: that run has other options ({'; '.join(changed)}). Give the "
-            "same ones to continue it exactly."
+            f"--resume {out}: no run to continue there ({error})."
+        ) from None
+    if saved != (now := _config(options)):
+        changed = [
+            f"{k} = {now[k]}, was {saved.get(k)}" for k in now if now[k] != saved.get(k)
+        ]
+        raise SystemExit(
+            f"--resume {out}: that run has other options ({'; '.join(changed)}). Give "
+            "the same ones to continue it exactly."
         )
     return options, out
 
@@ -164,7 +167,7 @@ def _write(out: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _read(out: Path, done: int) -> list[dict[str, Any]]:
-    """The rows up to a checkpoint; a killed process may have left more, or half a row."""
+    """Rows up to a checkpoint; a killed process may have left more, or half a row."""
     rows = []
     for line in (out / "metrics.jsonl").read_text().splitlines():
         try:

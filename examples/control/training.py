@@ -201,7 +201,13 @@ def trainer(env: Environment, config: PPO) -> Trainer:
             time, *_, ended = carry
             return (time < max_steps) & ~jnp.all(ended)
 
-        start = (jnp.int32(0), env_state, obs, jnp.zeros(episodes), jnp.zeros(episodes, bool))
+        start = (
+            jnp.int32(0),
+            env_state,
+            obs,
+            jnp.zeros(episodes),
+            jnp.zeros(episodes, bool),
+        )
         return jax.lax.while_loop(going_on, step, start)[3]
 
     return Trainer(init, update, evaluate)
