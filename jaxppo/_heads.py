@@ -165,7 +165,7 @@ def tanh_normal(
 
 
 def _normal_terms(mean: Array, log_std: Array, actions: Array) -> tuple[Array, Array]:
-    z = (jax.lax.stop_gradient(actions) - mean) * jnp.exp(-log_std)
+    z = (actions - mean) * jnp.exp(-log_std)
     log_probs = -jnp.sum(0.5 * z**2 + log_std + 0.5 * math.log(2 * math.pi), -1)
     return log_probs, jnp.sum(log_std + 0.5 * math.log(2 * math.pi * math.e), -1)
 
@@ -198,7 +198,7 @@ def _normal(
         for name, x in (("mean", mean), ("log_std", log_std), (action_name, u))
     ]
     (mean, keep), (log_std, _), (u, _) = out
-    return mean, log_std, u, keep
+    return mean, log_std, jax.lax.stop_gradient(u), keep
 
 
 def _mask_rows(keep: Array | None, *rows: Array) -> tuple[Array, Array]:

@@ -222,7 +222,7 @@ def adaptive_kl(
     max_error = _checks.number(fn, "max_error", max_error, "(0, inf)", jnp.float32)
 
     def init():
-        return init_coef
+        return jnp.copy(init_coef)  # the learner's state may be donated
 
     def update(coef, kl):
         error = jnp.clip(kl / target - 1, -max_error, max_error)

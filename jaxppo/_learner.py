@@ -210,9 +210,10 @@ def learner(
     can_stop = any(target is not None for target in targets.values())
 
     def init(params: Any) -> TrainState:
-        zero = jnp.zeros((), jnp.int32)
         coefs = {name: controller.init() for name, controller in adaptive.items()}
-        return TrainState(params, tx.init(params), zero, zero, coefs)
+        # Each array its own: one that two leaves share can't be donated.
+        step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        return TrainState(params, tx.init(params), step, skipped, coefs)
 
     def take_step(state: TrainState, batch: Any):
         coefs = {name: value(state.step) for name, value in schedules.items()}
@@ -224,9 +225,11 @@ def learner(
             axis_name=axis_name,
         )
         value = _value(loss)
-        updates, opt_state = tx.update(
-            grads, state.opt_state, state.params, value=value
-        )
+        # Optax's Adam promotes its step count, which a strict program forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = tx.update(
+                grads, state.opt_state, state.params, value=value
+            )
         finite = _all_finite((value, grads, updates))
         kl = _observed(fn, metrics, "approx_kl") if can_stop else None
         stop = jnp.zeros((), bool)
@@ -394,11 +397,10 @@ def _loss(loss_fn: LossFn, params: Any, batch: Any):
     if not isinstance(out, tuple) or len(out) != 2:
         raise TypeError(f"loss_fn: returned {type(out).__name__}; {form}.")
     loss, metrics = out
-    loss = loss if isinstance(loss, Mean) else dict(loss)
-    for name, mean in loss.items() if isinstance(loss, dict) else [("loss", loss)]:
+    for name, mean in loss.items() if isinstance(loss, Mapping) else [("loss", loss)]:
         if not isinstance(mean, Mean):
             raise TypeError(f"loss_fn: `{name}` is a {type(mean).__name__}; {form}.")
-    return loss, dict(metrics)
+    return loss if isinstance(loss, Mean) else dict(loss), dict(metrics)
 
 
 def _counts(loss_fn: LossFn, params: Any, batch: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,13 @@ PerToken: TypeAlias = Float[Array, "*s"]
 PerSequence: TypeAlias = Float[Array, "*#s"]
 Mask: TypeAlias = Bool[Array, "*s"] | Integer[Array, "*s"]
 Scalar: TypeAlias = ScalarLike
+
+# What a field of a pytree holds: an array, but while a tree is mapped also its shape,
+# its sharding or None, so that a checker at run time must let anything pass.
+if TYPE_CHECKING:
+    Leaf: TypeAlias = jax.Array
+else:
+    Leaf = Any
 
 
 @jax.tree_util.register_dataclass
@@ -39,8 +46,8 @@ class Mean:
       2.0
     """
 
-    total: jax.Array
-    count: jax.Array
+    total: Leaf
+    count: Leaf
 
     def __add__(self, other: Mean) -> Mean:
         """Merge with another part of the same mean."""
@@ -84,7 +91,7 @@ class Max:
       1.5
     """
 
-    value: jax.Array
+    value: Leaf
 
     def __add__(self, other: Max) -> Max:
         """Merge with the maximum of another part."""
@@ -113,7 +120,7 @@ class Min:
       0.5
     """
 
-    value: jax.Array
+    value: Leaf
 
     def __add__(self, other: Min) -> Min:
         """Merge with the minimum of another part."""
@@ -153,8 +160,8 @@ class Advantages(NamedTuple):
       returns: shape `(*batch, time)`.
     """
 
-    advantages: jax.Array
-    returns: jax.Array
+    advantages: Leaf
+    returns: Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -172,9 +179,9 @@ class TrainState:
 
     params: Any
     opt_state: Any
-    step: jax.Array
-    skipped: jax.Array
-    coefs: dict[str, jax.Array]
+    step: Leaf
+    skipped: Leaf
+    coefs: dict[str, Leaf]
 
 
 class Learner(NamedTuple):
