@@ -14,7 +14,7 @@ import numpy as np
 def arrays(
     fn: str,
     mask: Any = None,
-    per_sequence: tuple[str, ...] = (),
+    per_sequence: Any = (),
     **named: Any,
 ) -> list[jax.Array]:
     """Floating arrays of one shape (the first one's), in float32 at least, 0 off-mask.

@@ -47,7 +47,7 @@ def categorical(
     """
     fn = "categorical"
     _checks.integers(fn, actions=actions)
-    logits, keep = _rows(fn, mask, logits=logits)
+    logits, keep = _rows(fn, mask, "logits", logits)
     if tuple(actions.shape) != logits.shape[:-1]:
         raise ValueError(
             f"{fn}: `actions` has shape {tuple(actions.shape)}, but `logits` has shape "
@@ -110,7 +110,7 @@ def diagonal_normal(
       (Array([-2.8379], dtype=float32), Array([2.8379], dtype=float32))
     """
     mean, log_std, actions, keep = _normal(
-        "diagonal_normal", mean, log_std, mask, actions=actions
+        "diagonal_normal", mean, log_std, mask, "actions", actions
     )
     return _mask_rows(keep, *_normal_terms(mean, log_std, actions))
 
@@ -150,7 +150,7 @@ def tanh_normal(
       (Array([-0.8037], dtype=float32), Array([0.6698], dtype=float32))
     """
     mean, log_std, u, keep = _normal(
-        "tanh_normal", mean, log_std, mask, pre_tanh_actions=pre_tanh_actions
+        "tanh_normal", mean, log_std, mask, "pre_tanh_actions", pre_tanh_actions
     )
     log_probs, entropy = _normal_terms(mean, log_std, u)
     # The trapezium rule converges exponentially for an analytic integrand.
@@ -175,10 +175,11 @@ def _log_tanh_slope(u: Array) -> Array:
     return 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
 
 
-def _rows(fn: str, mask: Array | None, **named: Array) -> tuple[Array, Array | None]:
-    """One array with an axis past the rows, 0 in rows the mask leaves out."""
-    ((name, x),) = named.items()
-    (x,) = _checks.arrays(fn, **named)
+def _rows(
+    fn: str, mask: Array | None, name: str, x: Array
+) -> tuple[Array, Array | None]:
+    """An array with an axis past the rows, 0 in rows the mask leaves out."""
+    (x,) = _checks.arrays(fn, **{name: x})
     if not x.ndim:
         raise ValueError(f"{fn}: `{name}` has shape (); expected (*batch, size).")
     keep = _checks.valid(fn, mask, **{f"{name}[..., 0]": x[..., 0]})
@@ -186,19 +187,17 @@ def _rows(fn: str, mask: Array | None, **named: Array) -> tuple[Array, Array | N
 
 
 def _normal(
-    fn: str, mean: Array, log_std: Array, mask: Array | None, **actions: Array
+    fn: str, mean: Array, log_std: Array, mask: Array | None, name: str, actions: Array
 ) -> tuple[Array, Array, Array, Array | None]:
-    (action_name,) = actions
-    _checks.arrays(fn, mean=mean, **actions)
+    _checks.arrays(fn, mean=mean, **{name: actions})
     if np.shape(log_std) == np.shape(mean)[-1:]:
         log_std = jnp.broadcast_to(log_std, np.shape(mean))
-    mean, log_std, u = _checks.arrays(fn, mean=mean, log_std=log_std, **actions)
-    out = [
-        _rows(fn, mask, **{name: x})
-        for name, x in (("mean", mean), ("log_std", log_std), (action_name, u))
-    ]
-    (mean, keep), (log_std, _), (u, _) = out
-    return mean, log_std, jax.lax.stop_gradient(u), keep
+    named = {"mean": mean, "log_std": log_std, name: actions}
+    mean, log_std, actions = _checks.arrays(fn, **named)
+    mean, keep = _rows(fn, mask, "mean", mean)
+    log_std, _ = _rows(fn, mask, "log_std", log_std)
+    actions, _ = _rows(fn, mask, name, actions)
+    return mean, log_std, jax.lax.stop_gradient(actions), keep
 
 
 def _mask_rows(keep: Array | None, *rows: Array) -> tuple[Array, Array]:

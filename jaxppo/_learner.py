@@ -231,10 +231,8 @@ def learner(
                 grads, state.opt_state, state.params, value=value
             )
         finite = _all_finite((value, grads, updates))
-        kl = _observed(fn, metrics, "approx_kl") if can_stop else None
-        stop = jnp.zeros((), bool)
-        if minibatch_target_kl is not None:
-            stop = kl > minibatch_target_kl
+        kl = _observed(fn, metrics, "approx_kl") if can_stop else jnp.zeros(())
+        stop = kl > jnp.inf if minibatch_target_kl is None else kl > minibatch_target_kl
         taken = dataclasses.replace(
             state,
             params=optax.apply_updates(state.params, updates),
@@ -387,7 +385,7 @@ def _all_reduce(metrics: Any, axis_name: AxisName | None) -> Any:
 def _value(loss: Mean | Mapping[str, Mean]) -> jax.Array:
     if isinstance(loss, Mean):
         return loss.value
-    return sum(mean.value for mean in loss.values())
+    return jnp.sum(jnp.stack([mean.value for mean in loss.values()]))
 
 
 def _loss(loss_fn: LossFn, params: Any, batch: Any):
@@ -532,8 +530,8 @@ def _varying(params: Any, axis_name: AxisName | None) -> Any:
         missing = tuple(name for name in names if name not in _vma(x))
         if not missing:
             return x
-        if hasattr(jax.lax, "pcast"):
-            return jax.lax.pcast(x, missing, to="varying")
-        return jax.lax.pvary(x, missing)  # before JAX 0.9
+        if pvary := getattr(jax.lax, "pvary", None):  # before JAX 0.9
+            return pvary(x, missing)
+        return jax.lax.pcast(x, missing, to="varying")
 
     return jax.tree.map(mark, params)

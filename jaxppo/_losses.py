@@ -126,14 +126,15 @@ def ppo_loss(
     )
     if weights is not None:
         policy = policy * jax.lax.stop_gradient(given("weights", weights, rows=True))
-    terms, coefs = {"policy_loss": policy}, {"policy_loss": 1.0}
+    terms, loss = {"policy_loss": policy}, policy
 
-    _together(fn, values=values, returns=returns)
+    if (values is None) != (returns is None):
+        raise ValueError(f"{fn}: the value term needs both `values` and `returns`.")
     _needs(fn, "value_clip_eps", value_clip_eps, "old_values", old_values)
     _needs(fn, "value_clip_eps", value_clip_eps, "values", values)
-    if values is not None:
+    if values is not None and returns is not None:
         values, returns = given("values", values), given("returns", returns)
-        if value_clip_eps is None:
+        if value_clip_eps is None or old_values is None:
             terms["value_loss"] = squared_value(values, returns, mask)
         else:
             value_clip_eps = number("value_clip_eps", value_clip_eps, "(0, inf]")
@@ -141,18 +142,19 @@ def ppo_loss(
             terms["value_loss"] = clipped_value(
                 values, old_values, returns, mask, clip_eps=value_clip_eps
             )
-        coefs["value_loss"] = number("value_coef", value_coef, "[0, inf)")
+        coef = number("value_coef", value_coef, "[0, inf)")
+        loss = loss + coef * terms["value_loss"]
     _needs(fn, "entropy_coef", entropy_coef, "entropy", entropy)
     if entropy is not None:
         terms["entropy"] = given("entropy", entropy)
-        coefs["entropy"] = -number("entropy_coef", entropy_coef, "(-inf, inf)")
+        coef = number("entropy_coef", entropy_coef, "(-inf, inf)")
+        loss = loss - coef * terms["entropy"]
     _needs(fn, "kl_coef", kl_coef, "ref_log_probs", ref_log_probs)
     if ref_log_probs is not None:
         ref = given("ref_log_probs", ref_log_probs)
         terms["kl"] = kl(log_ratio(log_probs, ref, mask))
-        coefs["kl"] = number("kl_coef", kl_coef, "[0, inf)")
+        loss = loss + number("kl_coef", kl_coef, "[0, inf)") * terms["kl"]
 
-    loss = aggregate(sum(coefs[name] * term for name, term in terms.items()), mask)
     metrics = {name: aggregate(term, mask) for name, term in terms.items()}
     per_token = {
         "approx_kl": approx_kl_k3(x),
@@ -164,17 +166,7 @@ def ppo_loss(
     }
     metrics |= {name: token_mean(x, mask) for name, x in per_token.items()}
     metrics |= {"ratio_max": ratio_max(x, mask), "ratio_min": ratio_min(x, mask)}
-    return loss, jax.lax.stop_gradient(metrics)
-
-
-def _together(fn: str, **arrays: PerToken | None) -> None:
-    missing = [name for name, x in arrays.items() if x is None]
-    if missing and len(missing) < len(arrays):
-        (there,) = set(arrays) - set(missing)
-        raise ValueError(
-            f"{fn}: `{there}` is given without `{missing[0]}`; the value term needs "
-            "both."
-        )
+    return aggregate(loss, mask), jax.lax.stop_gradient(metrics)
 
 
 def _needs(fn: str, name: str, value: Scalar | None, array: str, x: object) -> None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    runtime_checkable,
+)
 
 import jax
 import jax.numpy as jnp
@@ -220,17 +227,7 @@ class Aggregator(Protocol):
         ...
 
 
-@runtime_checkable
-class LossFn(Protocol):
-    """What `learner` differentiates.
-
-    It returns the loss, a `Mean` or a dict of `Mean`s whose values are added (for
-    terms with different denominators), and metrics. Scheduled and adaptive
-    coefficients come in as keyword arguments.
-    """
-
-    def __call__(
-        self, params: Any, batch: Any, /, **coefs: Any
-    ) -> tuple[Mean | Mapping[str, Mean], Metrics]:
-        """Loss and metrics of a batch."""
-        ...
+# What `learner` differentiates: `loss_fn(params, batch, **coefs) -> (loss, metrics)`. Its
+# loss is a `Mean`, or a dict of `Mean`s whose values are added (for terms of different
+# denominators); scheduled and adaptive coefficients come in as keyword arguments.
+LossFn: TypeAlias = Callable[..., tuple[Mean | Mapping[str, Mean], Metrics]]

@@ -290,7 +290,7 @@ def test_step_that_is_not_finite_is_skipped(poison, microbatches):
 
 
 def test_update_that_is_not_finite_is_skipped():
-    """A finite gradient may still become an infinite update, or a NaN loss no gradient."""
+    """A finite gradient may become an infinite update, and a NaN loss have none."""
     learner = jaxppo.learner(loss_fn, optax.sgd(3e38))
     big = batch_of() | {"returns": 1e3 * batch_of()["returns"]}
     state, metrics = jax.jit(learner.update)(learner.init(params_of()), big)
@@ -571,7 +571,7 @@ def test_reducing_stacked_metrics(kind):
             ["num_minibatches", "num_microbatches", "24"],
         ),
         (
-            lambda: run(num_minibatches=2, key=None),
+            lambda: run(num_minibatches=2, seed=None),
             ValueError,
             ["key", "jax.random.key"],
         ),
@@ -648,8 +648,9 @@ def test_errors(call, error, fragments, unchecked):
         assert fragment in str(info.value)
 
 
-def run(loss=loss_fn, batch=None, key=jax.random.key(0), **options):
+def run(loss=loss_fn, batch=None, seed=0, **options):
     learner = jaxppo.learner(loss, ADAM, **options)
+    key = None if seed is None else jax.random.key(seed)
     state = learner.init(params_of())
     return jax.eval_shape(
         learner.update, state, batch_of() if batch is None else batch, key

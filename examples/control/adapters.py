@@ -5,7 +5,7 @@ time limit cut short, and the observation a step led to from the one after the r
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def _implicit_promotion() -> Iterator[None]:
+def _implicit_promotion() -> Generator[None]:
     """Gymnax promotes dtypes implicitly, which a strict program forbids."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

@@ -184,15 +184,11 @@ def draw(name: str, rows: list[dict[str, Any]], goal: float, path: Path) -> None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    small = ["approx_kl", "clip_fraction", "entropy", "explained_variance"]
-    figure, axes = plt.subplot_mosaic(
-        [["eval_return"] * 4, small],
-        figsize=(10, 6.5),
-        height_ratios=[3, 1],
-        layout="constrained",
-    )
+    health = ["approx_kl", "clip_fraction", "entropy", "explained_variance"]
+    figure = plt.figure(figsize=(10, 6.5), layout="constrained")
+    axes = figure.subplot_mosaic("AAAA;BCDE", height_ratios=[3, 1])
     steps = [row["step"] for row in rows]
-    for key, axis in axes.items():
+    for key, axis in zip(["eval_return", *health], axes.values(), strict=True):
         values = np.array([row[key] for row in rows])
         low, middle, high = np.percentile(values, [25, 50, 75], axis=1)
         axis.plot(steps, middle, color="tab:blue", lw=2 if key == "eval_return" else 1)
@@ -202,7 +198,7 @@ def draw(name: str, rows: list[dict[str, Any]], goal: float, path: Path) -> None
         axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 3))
         axis.grid(alpha=0.25)
     seeds = len(rows[0]["eval_return"])
-    main = axes["eval_return"]
+    main = axes["A"]
     main.axhline(goal, color="tab:red", lw=1, ls="--")
     main.annotate(f"goal {goal:g}", (0, goal), color="tab:red", fontsize=9, va="bottom")
     main.set_title(
