@@ -1,5 +1,6 @@
 """PPO's formulas for JAX, once: pure, exact, safe functions and an update step."""
 
+from ._accumulate import accumulate_grads as accumulate_grads
 from ._advantages import discounted_returns as discounted_returns
 from ._advantages import gae as gae
 from ._advantages import vtrace as vtrace
@@ -22,7 +23,6 @@ from ._kl import kl_k1 as kl_k1
 from ._kl import kl_k2 as kl_k2
 from ._kl import kl_k3 as kl_k3
 from ._kl import unbiased_gradient_kl as unbiased_gradient_kl
-from ._learner import accumulate_grads as accumulate_grads
 from ._learner import check_progress as check_progress
 from ._learner import finalize as finalize
 from ._learner import learner as learner

@@ -213,7 +213,7 @@ def _following(
             "`next_values` alone (its last step is the bootstrap value)."
         )
     _, next_values = _checks.arrays(fn, mask, values=values, next_values=next_values)
-    return next_values
+    return next_values.astype(values.dtype)
 
 
 def _last(fn: str, bootstrap_value: Array | None, like: Array) -> Array:

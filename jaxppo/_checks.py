@@ -185,3 +185,28 @@ def integers(fn: str, **named: Any) -> None:
                 f"{fn}: `{name}` has dtype {x.dtype}; expected integers. "
                 f"Pass `{name}.astype(jnp.int32)`."
             )
+
+
+def rows(fn: str, batch: Any, **parts: int) -> int:
+    """The batch's number of rows, which all leaves share and the parts divide."""
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    if not leaves:
+        raise ValueError(f"{fn}: `batch` has no arrays.")
+    sizes = {
+        f"batch{jax.tree_util.keystr(path)}": np.shape(x)[:1] for path, x in leaves
+    }
+    (first, common), *_ = sizes.items()
+    for name, size in sizes.items():
+        if size != common or not size:
+            raise ValueError(
+                f"{fn}: `{name}` has {size} rows, but `{first}` has {common}; every "
+                "leaf needs the same leading axis, the rows."
+            )
+    names = " * ".join(f"`{name}` = {count}" for name, count in parts.items())
+    product = int(np.prod(list(parts.values())))
+    if common[0] % product:
+        raise ValueError(
+            f"{fn}: {names} does not divide the batch's {common[0]} rows; use a "
+            f"divisor, or pad to {-common[0] % product + common[0]} rows with mask 0."
+        )
+    return common[0]

@@ -190,6 +190,7 @@ def _normal(
     fn: str, mean: Array, log_std: Array, mask: Array | None, name: str, actions: Array
 ) -> tuple[Array, Array, Array, Array | None]:
     _checks.arrays(fn, mean=mean, **{name: actions})
+    _checks.arrays(fn, log_std=log_std)
     if np.shape(log_std) == np.shape(mean)[-1:]:
         log_std = jnp.broadcast_to(log_std, np.shape(mean))
     named = {"mean": mean, "log_std": log_std, name: actions}

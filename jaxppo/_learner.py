@@ -1,4 +1,4 @@
-"""The update step: exact gradients over microbatches and devices, optax, and guards."""
+"""The update step: epochs, minibatches, an optax optimiser, and guards."""
 
 from __future__ import annotations
 
@@ -13,101 +13,17 @@ import numpy as np
 import optax
 
 from . import _checks
+from ._accumulate import AxisName, accumulate_grads, is_metric, loss_value, reduce
 from ._types import (
     Controller,
     Learner,
     LossFn,
-    Max,
     Mean,
     Metric,
     Metrics,
-    Min,
     Scalar,
     TrainState,
 )
-
-AxisName = str | tuple[str, ...]
-
-
-def accumulate_grads(
-    loss_fn: LossFn,
-    params: Any,
-    batch: Any,
-    *,
-    num_microbatches: int = 1,
-    axis_name: AxisName | None = None,
-) -> tuple[Any, Mean | dict[str, Mean], dict[str, Metric]]:
-    """The gradient of a whole batch's loss, exact, one microbatch at a time.
-
-    The loss is the sum over terms of total / count, the counts being the whole
-    batch's. They depend on masks alone, so they are summed first, in a pass from
-    which the compiler drops the forward computation; then each microbatch's gradient
-    of total / count is added up. Averages of microbatches' averages, as in
-    `optax.MultiSteps`, are wrong as soon as masks are ragged.
-
-    Args:
-      loss_fn: `loss_fn(params, batch) -> (loss, metrics)`, see `LossFn`. Statistics
-        over the batch (`whiten`) belong before it: inside they would be those of a
-        microbatch. For dropout, put keys in the batch, one per row.
-      params: any pytree of floating-point arrays.
-      batch: any pytree of arrays with a common leading axis, the rows.
-      num_microbatches: how many parts to cut the rows into; must divide them.
-      axis_name: inside `jax.shard_map`, the mesh axis (or axes) the rows are sharded
-        over; everything returned is then of the whole batch. Under `jit` with
-        sharded arrays leave it out.
-
-    Returns:
-      `(grads, loss, metrics)`: grads like params, in their dtypes, loss and metrics
-      merged over microbatches and devices, undivided.
-
-    Raises:
-      TypeError: loss_fn does not return a `Mean` (or dict of them) and metrics.
-      ValueError: num_microbatches does not divide the rows, rows differ among the
-        batch's leaves, or the batch varies over a mesh axis that `axis_name` leaves
-        out.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxppo
-      >>> def loss_fn(params, batch):
-      ...     return jaxppo.token_mean(params * batch["x"], batch["mask"]), {}
-      >>> batch = {"x": jnp.array([[1.0, 3.0], [8.0, 0.0]]),
-      ...          "mask": jnp.array([[1, 1], [1, 0]])}
-      >>> grads, loss, _ = jaxppo.accumulate_grads(
-      ...     loss_fn, jnp.array(2.0), batch, num_microbatches=2)
-      >>> grads, loss.value  # not (2 + 8) / 2 = 5
-      (Array(4., dtype=float32), Array(8., dtype=float32))
-    """
-    fn = "accumulate_grads"
-    _checks.count(fn, "num_microbatches", num_microbatches)
-    _rows(fn, batch, num_microbatches=num_microbatches)
-    _check_axes(fn, batch, axis_name)
-    params = _varying(params, axis_name)
-
-    if num_microbatches == 1:
-        counts = None
-        if axis_name is not None:
-            counts = _all_reduce(_counts(loss_fn, params, batch), axis_name)
-        grads, loss, metrics = _part(loss_fn, params, batch, counts)
-    else:
-        # Strided, so that rows sharded over devices stay where they are.
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1),
-            batch,
-        )
-        counts = _all_reduce(_count_pass(loss_fn, params, parts), axis_name)
-
-        def add(grads, part):
-            more, loss, metrics = _part(loss_fn, params, part, counts)
-            grads = jax.tree.map(lambda g, m: g + m.astype(g.dtype), grads, more)
-            return grads, (loss, metrics)
-
-        # Sums of half-precision gradients are kept in float32.
-        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, _checks.wide(p)), params)
-        grads, stacked = jax.lax.scan(add, zeros, parts)
-        loss, metrics = _reduce(stacked)
-    grads = grads if axis_name is None else jax.lax.psum(grads, axis_name)
-    loss, metrics = _all_reduce((loss, metrics), axis_name)
-    return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), loss, metrics
 
 
 def learner(
@@ -188,26 +104,23 @@ def learner(
       (Array(0.75, dtype=float32), Array(2, dtype=int32))
     """
     fn = "learner"
-    for name, value in (
-        ("num_epochs", num_epochs),
-        ("num_minibatches", num_minibatches),
-        ("num_microbatches", num_microbatches),
+    _checks.count(fn, "num_epochs", num_epochs)
+    _checks.count(fn, "num_minibatches", num_minibatches)
+    _checks.count(fn, "num_microbatches", num_microbatches)
+    can_stop = False
+    for name, target in (
+        ("minibatch_target_kl", minibatch_target_kl),
+        ("epoch_target_kl", epoch_target_kl),
     ):
-        _checks.count(fn, name, value)
-    targets = {
-        "minibatch_target_kl": minibatch_target_kl,
-        "epoch_target_kl": epoch_target_kl,
-    }
-    for name, value in targets.items():
-        if value is not None:
-            _checks.number(fn, name, value, "(0, inf]", jnp.float32)
+        if target is not None:
+            _checks.number(fn, name, target, "(0, inf]", jnp.float32)
+            can_stop = True
     schedules, adaptive = dict(schedules or {}), dict(adaptive or {})
     if twice := schedules.keys() & adaptive.keys():
         raise ValueError(
             f"{fn}: {sorted(twice)} are in both `schedules` and `adaptive`."
         )
     tx = optax.with_extra_args_support(tx)
-    can_stop = any(target is not None for target in targets.values())
 
     def init(params: Any) -> TrainState:
         coefs = {name: controller.init() for name, controller in adaptive.items()}
@@ -224,85 +137,62 @@ def learner(
             num_microbatches=num_microbatches,
             axis_name=axis_name,
         )
-        value = _value(loss)
-        # Optax's Adam promotes its step count, which a strict program forbids.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = tx.update(
-                grads, state.opt_state, state.params, value=value
-            )
-        finite = _all_finite((value, grads, updates))
-        kl = _observed(fn, metrics, "approx_kl") if can_stop else jnp.zeros(())
-        stop = kl > jnp.inf if minibatch_target_kl is None else kl > minibatch_target_kl
-        taken = dataclasses.replace(
-            state,
-            params=optax.apply_updates(state.params, updates),
-            opt_state=opt_state,
-            step=state.step + 1,
-            skipped=jnp.zeros_like(state.skipped),
+        kl = _observed(metrics, "approx_kl") if can_stop else jnp.zeros(())
+        stop = jnp.zeros((), bool)
+        if minibatch_target_kl is not None:
+            stop = kl > minibatch_target_kl
+        state, finite = _apply(tx, state, grads, loss_value(loss), ~stop)
+        return state, (_report(metrics, loss, grads, finite), stop, kl)
+
+    def minibatch(batch: Any, state_stopped: Any, index: jax.Array | None):
+        state, stopped = state_stopped
+        part = batch if index is None else _take(batch, index)
+        if not can_stop:
+            state, (metrics, _, kl) = take_step(state, part)
+            return (state, stopped), (metrics, ~stopped, kl)
+        shapes = jax.eval_shape(take_step, state, part)[1]
+        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        state, (metrics, stop, kl) = jax.lax.cond(
+            stopped, lambda state, _: (state, nothing), take_step, state, part
         )
-        left = dataclasses.replace(
-            state, skipped=jnp.where(finite, state.skipped, state.skipped + 1)
-        )
-        state = jax.tree.map(partial(jnp.where, finite & ~stop), taken, left)
-        one = jnp.ones((), value.dtype)
-        metrics = dict(metrics) | (loss if isinstance(loss, dict) else {})
-        metrics |= {
-            "loss": Mean(value, one) if isinstance(loss, dict) else loss,
-            "grad_norm": Mean(_norm(grads).astype(value.dtype), one),
-            "skipped": Mean((~finite).astype(value.dtype), one),
-        }
-        return state, (metrics, stop, kl)
+        return (state, stopped | stop), (metrics, ~stopped, kl)
+
+    def epoch(batch: Any, rows: int, state_stopped: Any, key: jax.Array | None):
+        index: Any = [None]
+        if num_minibatches > 1 and key is not None:
+            order = jax.random.permutation(key, rows)
+            index = order.reshape(num_minibatches, -1)
+        out = _scan(partial(minibatch, batch), state_stopped, index)
+        (state, stopped), (metrics, made, kl) = out
+        if epoch_target_kl is not None:
+            stopped = stopped | (kl[-1] > epoch_target_kl)
+        return (state, stopped), (metrics, made)
 
     def update(state: TrainState, batch: Any, key: jax.Array | None = None):
-        rows = _rows(
-            "learner.update",
-            batch,
-            num_minibatches=num_minibatches,
-            num_microbatches=num_microbatches,
-        )
+        name = "learner.update"
+        parts = {
+            "num_minibatches": num_minibatches,
+            "num_microbatches": num_microbatches,
+        }
+        rows = _checks.rows(name, batch, **parts)
         if num_minibatches > 1 and key is None:
             raise ValueError(
-                f"learner.update: `key` is None, but num_minibatches = "
-                f"{num_minibatches} shuffles the rows; pass a `jax.random.key`."
+                f"{name}: `key` is None, but num_minibatches = {num_minibatches} "
+                "shuffles the rows; pass a `jax.random.key`."
             )
-
-        def minibatch(state_stopped, index):
-            state, stopped = state_stopped
-            part = batch if index is None else _take(batch, index)
-            if not can_stop:
-                state, (metrics, _, _) = take_step(state, part)
-                return (state, stopped), (metrics, jnp.ones((), bool), None)
-            shapes = jax.eval_shape(take_step, state, part)[1]
-            nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            state, (metrics, stop, kl) = jax.lax.cond(
-                stopped, lambda state, _: (state, nothing), take_step, state, part
-            )
-            return (state, stopped | stop), (metrics, ~stopped, kl)
-
-        def epoch(state_stopped, key):
-            index = [None]
-            if num_minibatches > 1:
-                order = jax.random.permutation(key, rows)
-                index = order.reshape(num_minibatches, -1)
-            state_stopped, out = _scan(minibatch, state_stopped, index)
-            if epoch_target_kl is not None:
-                state, stopped = state_stopped
-                state_stopped = (state, stopped | (out[2][-1] > epoch_target_kl))
-            return state_stopped, out[:2]
-
-        keys = [None] * num_epochs if key is None else jax.random.split(key, num_epochs)
+        keys: Any = [None] * num_epochs
+        keys = keys if key is None else jax.random.split(key, num_epochs)
         start = (state, jnp.zeros((), bool))
-        (state, _), (metrics, made) = _scan(epoch, start, keys)
-        metrics, made = jax.tree.map(
-            lambda x: x.reshape(-1, *x.shape[2:]), (metrics, made)
-        )
-        metrics = _reduce(metrics, made if can_stop else None)
+        (state, _), stacked = _scan(partial(epoch, batch, rows), start, keys)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked)
+        metrics, made = flat
+        metrics = reduce(metrics, made if can_stop else None)
         if can_stop:
             missed = (~made).astype(jnp.float32)
             metrics["stopped"] = Mean(jnp.sum(missed), jnp.sum(jnp.ones_like(missed)))
         coefs = {
             name: controller.update(
-                state.coefs[name], _observed(fn, metrics, controller.metric)
+                state.coefs[name], _observed(metrics, controller.metric)
             )
             for name, controller in adaptive.items()
         }
@@ -331,7 +221,7 @@ def finalize(metrics: Metrics) -> dict[str, jax.Array]:
       {'loss': Array(1.5, dtype=float32)}
     """
     for name, metric in metrics.items():
-        if not _is_metric(metric):
+        if not is_metric(metric):
             raise TypeError(
                 f"finalize: `{name}` is a {type(metric).__name__}; expected a "
                 "`jaxppo.Mean` (or `Max`, `Min`), such as `token_mean` returns."
@@ -368,98 +258,47 @@ def check_progress(state: TrainState, *, max_skipped: int = 10) -> None:
         )
 
 
-def _is_metric(x: Any) -> bool:
-    return isinstance(x, (Mean, Max, Min))
-
-
-def _reduce(stacked: Any, where: jax.Array | None = None) -> Any:
-    return jax.tree.map(lambda m: m.reduce(where), stacked, is_leaf=_is_metric)
-
-
-def _all_reduce(metrics: Any, axis_name: AxisName | None) -> Any:
-    if axis_name is None:
-        return metrics
-    return jax.tree.map(lambda m: m.all_reduce(axis_name), metrics, is_leaf=_is_metric)
-
-
-def _value(loss: Mean | Mapping[str, Mean]) -> jax.Array:
-    if isinstance(loss, Mean):
-        return loss.value
-    return jnp.sum(jnp.stack([mean.value for mean in loss.values()]))
-
-
-def _loss(loss_fn: LossFn, params: Any, batch: Any):
-    """Calls loss_fn and checks what it returns."""
-    out = loss_fn(params, batch)
-    form = "expected (loss, metrics), loss a `jaxppo.Mean` or a dict of them"
-    if not isinstance(out, tuple) or len(out) != 2:
-        raise TypeError(f"loss_fn: returned {type(out).__name__}; {form}.")
-    loss, metrics = out
-    for name, mean in loss.items() if isinstance(loss, Mapping) else [("loss", loss)]:
-        if not isinstance(mean, Mean):
-            raise TypeError(f"loss_fn: `{name}` is a {type(mean).__name__}; {form}.")
-    return loss if isinstance(loss, Mean) else dict(loss), dict(metrics)
-
-
-def _counts(loss_fn: LossFn, params: Any, batch: Any) -> Any:
-    """The loss with its totals zeroed: what is left depends on masks alone."""
-    loss, _ = _loss(loss_fn, params, batch)
-    return jax.tree.map(
-        lambda mean: Mean(
-            jnp.zeros_like(mean.total), jax.lax.stop_gradient(mean.count)
-        ),
-        loss,
-        is_leaf=_is_metric,
+def _apply(
+    tx: optax.GradientTransformationExtraArgs,
+    state: TrainState,
+    grads: Any,
+    loss: jax.Array,
+    wanted: jax.Array,
+) -> tuple[TrainState, jax.Array]:
+    """The state after a step, or as it was if the step is not wanted or not finite."""
+    # Optax's Adam promotes its step count, which a strict program forbids.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, value=loss)
+    finite = _all_finite((loss, grads, updates))
+    taken = dataclasses.replace(
+        state,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+        step=state.step + 1,
+        skipped=jnp.zeros_like(state.skipped),
     )
-
-
-def _count_pass(loss_fn: LossFn, params: Any, parts: Any) -> Any:
-    _, counts = jax.lax.scan(
-        lambda _, part: (None, _counts(loss_fn, params, part)), None, parts
+    left = dataclasses.replace(
+        state, skipped=jnp.where(finite, state.skipped, state.skipped + 1)
     )
-    return _reduce(counts)
+    return jax.tree.map(partial(jnp.where, finite & wanted), taken, left), finite
 
 
-def _part(loss_fn: LossFn, params: Any, batch: Any, counts: Any):
-    """Gradient of one microbatch's share of the loss, and its undivided loss."""
-
-    def share(params):
-        loss, metrics = _loss(loss_fn, params, batch)
-        shared = jax.tree.map(
-            lambda mean, whole: Mean(mean.total, jax.lax.stop_gradient(whole.count)),
-            loss,
-            loss if counts is None else counts,
-            is_leaf=_is_metric,
-        )
-        return _value(shared), (loss, metrics)
-
-    grads, (loss, metrics) = jax.grad(share, has_aux=True)(params)
-    return grads, *jax.lax.stop_gradient((loss, metrics))
-
-
-def _rows(fn: str, batch: Any, **parts: int) -> int:
-    """The batch's number of rows, which all leaves share and the parts divide."""
-    leaves = jax.tree_util.tree_leaves_with_path(batch)
-    if not leaves:
-        raise ValueError(f"{fn}: `batch` has no arrays.")
-    sizes = {
-        f"batch{jax.tree_util.keystr(path)}": np.shape(x)[:1] for path, x in leaves
+def _report(
+    metrics: dict[str, Metric],
+    loss: Mean | dict[str, Mean],
+    grads: Any,
+    finite: jax.Array,
+) -> dict[str, Metric]:
+    """The loss function's metrics, and the learner's own."""
+    value = loss_value(loss)
+    one = jnp.ones((), value.dtype)
+    own = {
+        "grad_norm": Mean(_norm(grads).astype(value.dtype), one),
+        "skipped": Mean((~finite).astype(value.dtype), one),
     }
-    (first, rows), *_ = sizes.items()
-    for name, size in sizes.items():
-        if size != rows or not size:
-            raise ValueError(
-                f"{fn}: `{name}` has {size} rows, but `{first}` has {rows}; every leaf "
-                "needs the same leading axis, the rows."
-            )
-    names = " * ".join(f"`{name}` = {count}" for name, count in parts.items())
-    product = int(np.prod(list(parts.values())))
-    if rows[0] % product:
-        raise ValueError(
-            f"{fn}: {names} does not divide the batch's {rows[0]} rows; use a divisor, "
-            f"or pad to {-rows[0] % product + rows[0]} rows with mask 0."
-        )
-    return rows[0]
+    if isinstance(loss, Mean):
+        return metrics | own | {"loss": loss}
+    return metrics | loss | own | {"loss": Mean(value, one)}
 
 
 def _take(batch: Any, index: jax.Array) -> Any:
@@ -488,50 +327,11 @@ def _norm(grads: Any) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.stack(squares)))
 
 
-def _observed(fn: str, metrics: Metrics, name: str) -> jax.Array:
+def _observed(metrics: Metrics, name: str) -> jax.Array:
     if name not in metrics:
         raise ValueError(
-            f"{fn}: the loss function reports no metric `{name}`, only "
+            f"learner: the loss function reports no metric `{name}`, only "
             f"{sorted(metrics)}; `ppo_loss` reports `approx_kl`, and `kl` when it is "
             "given `ref_log_probs`."
         )
     return metrics[name].value
-
-
-def _vma(x: Any) -> frozenset[str]:
-    """The mesh axes an array varies over inside a `shard_map` that tracks them."""
-    aval = jax.typeof(x)
-    manual = getattr(aval, "manual_axis_type", None)  # from JAX 0.10
-    return getattr(aval, "vma", frozenset()) if manual is None else manual.varying
-
-
-def _check_axes(fn: str, batch: Any, axis_name: AxisName | None) -> None:
-    named = {axis_name} if isinstance(axis_name, str) else set(axis_name or ())
-    varies = frozenset().union(*(_vma(x) for x in jax.tree.leaves(batch)))
-    if left_out := varies - named:
-        raise ValueError(
-            f"{fn}: the batch is sharded over mesh axes {sorted(left_out)} that "
-            f"`axis_name` = {axis_name!r} leaves out: each device would divide by its "
-            f"own counts. Pass axis_name={tuple(sorted(varies | named))!r}."
-        )
-
-
-def _varying(params: Any, axis_name: AxisName | None) -> Any:
-    """Marks replicated parameters as each device's own, so that we add their gradients.
-
-    `shard_map` would otherwise add them over devices by itself, or not, depending on
-    its `check_vma`.
-    """
-    if axis_name is None:
-        return params
-    names = (axis_name,) if isinstance(axis_name, str) else axis_name
-
-    def mark(x):
-        missing = tuple(name for name in names if name not in _vma(x))
-        if not missing:
-            return x
-        if pvary := getattr(jax.lax, "pvary", None):  # before JAX 0.9
-            return pvary(x, missing)
-        return jax.lax.pcast(x, missing, to="varying")
-
-    return jax.tree.map(mark, params)

@@ -73,8 +73,7 @@ def sequence_log_ratio(
       max_abs: bound of each token's log-ratio, and so of the mean.
 
     Returns:
-      An array of the same shape, constant along time; 0 for a sequence without
-      tokens.
+      An array of the same shape: the mean at each token that counts, 0 at the others.
 
     Raises:
       TypeError: log-probs are not floating point, or the mask is.
@@ -84,7 +83,7 @@ def sequence_log_ratio(
       >>> import jax.numpy as jnp, jaxppo
       >>> new, old = jnp.array([-1.0, -1.0, 9.0]), jnp.array([-1.5, -2.5, 0.0])
       >>> jaxppo.sequence_log_ratio(new, old, jnp.array([True, True, False]))
-      Array([1., 1., 1.], dtype=float32)
+      Array([1., 1., 0.], dtype=float32)
     """
     log_probs, old_log_probs = _checks.arrays(
         "sequence_log_ratio", mask, log_probs=log_probs, old_log_probs=old_log_probs
@@ -97,7 +96,10 @@ def sequence_log_ratio(
     ratio = _bound(log_probs - jax.lax.stop_gradient(old_log_probs), max_abs)
     count = ratio.shape[-1] if keep is None else jnp.sum(keep, -1, keepdims=True)
     mean = jnp.sum(ratio, -1, keepdims=True) / jnp.maximum(count, 1).astype(ratio.dtype)
-    return jnp.broadcast_to(mean, ratio.shape)
+    mean = jnp.broadcast_to(mean, ratio.shape)
+    # At masked tokens, too, 0: a NaN that meets them there would come back through the
+    # mean to the tokens that count.
+    return mean if keep is None else jnp.where(keep, mean, 0)
 
 
 def _bound(x: Array, max_abs: Array) -> Array:

@@ -227,7 +227,7 @@ class Aggregator(Protocol):
         ...
 
 
-# What `learner` differentiates: `loss_fn(params, batch, **coefs) -> (loss, metrics)`. Its
-# loss is a `Mean`, or a dict of `Mean`s whose values are added (for terms of different
-# denominators); scheduled and adaptive coefficients come in as keyword arguments.
+# What `learner` differentiates: `loss_fn(params, batch, **coefs) -> (loss, metrics)`.
+# The loss is a `Mean`, or a dict of `Mean`s whose values are added (for terms of
+# different denominators); scheduled and adaptive coefficients come in as keywords.
 LossFn: TypeAlias = Callable[..., tuple[Mean | Mapping[str, Mean], Metrics]]

@@ -231,6 +231,6 @@ def test_counting_pass_costs_no_forward_pass():
         lambda p, b: loss_fn(p, b)[0], params, jax.tree.map(lambda x: x[:4], batch)
     )
     parts = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), batch)
-    count = flops(partial(jaxppo._learner._count_pass, loss_fn), params, parts)
+    count = flops(partial(jaxppo._accumulate._count_pass, loss_fn), params, parts)
     assert forward > 4 * 4 * width**2 * 2
     assert count < 0.001 * forward

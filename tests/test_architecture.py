@@ -1,0 +1,151 @@
+"""The house holds: floors, imports, one home for each name."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+import jaxppo
+
+PACKAGE = Path(jaxppo.__file__).parent
+FLOORS = [
+    {"_types", "_checks"},
+    {"_masked", "_ratio", "_aggregate"},
+    {
+        "_clipping",
+        "_weighting",
+        "_value",
+        "_kl",
+        "_advantages",
+        "_group",
+        "_correction",
+        "_heads",
+        "_metrics",
+    },
+    {"_losses", "_accumulate"},
+    {"_learner"},
+]
+ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imports(source: str) -> list[str]:
+    """Modules that a file of the package imports; its own as `._name`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level and node.module is None:
+            found += ["." + alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append("." * node.level + (node.module or ""))
+    return found
+
+
+def climbs(room: str, source: str) -> list[str]:
+    """What a room imports that is not on a lower floor."""
+    own = [name[1:] for name in imports(source) if name.startswith(".")]
+    return [name for name in own if ROOMS.get(name, 99) >= ROOMS[room]]
+
+
+def files() -> list[Path]:
+    return [path for path in PACKAGE.glob("*.py") if path.stem != "__init__"]
+
+
+def test_every_file_has_a_floor():
+    assert {path.stem for path in files()} == set(ROOMS)
+
+
+def test_imports_go_down():
+    """And so there is no cycle."""
+    assert not {p.stem: up for p in files() if (up := climbs(p.stem, p.read_text()))}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from ._learner import learner",
+        "from ._value import squared_value",
+        "from . import _losses",
+        "def f():\n    from ._losses import ppo_loss",
+    ],
+)
+def test_the_check_itself_can_fail(source):
+    assert climbs("_clipping", source)
+
+
+def test_third_parties():
+    """JAX, jaxtyping and NumPy (which JAX brings); optax on the top floor only."""
+    for path in files():
+        roots = {n.split(".")[0] for n in imports(path.read_text()) if n[0] != "."}
+        outside = roots - set(sys.stdlib_module_names) - {"jax", "jaxtyping", "numpy"}
+        assert outside == ({"optax"} if path.stem == "_learner" else set()), path.stem
+
+
+def test_importing_jaxppo_loads_little():
+    """No network library, no test library, no probability library, no torch."""
+    program = (
+        "import sys, jax, jax.numpy, optax, jaxtyping; before = set(sys.modules);"
+        "import jaxppo; print(*sorted(set(sys.modules) - before))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    new = out.stdout.split()
+    assert "jaxppo" in new
+    assert [name for name in new if name.split(".")[0] != "jaxppo"] == []
+
+
+def test_one_home_for_each_name():
+    homes = {}
+    for node in ast.parse((PACKAGE / "__init__.py").read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                assert alias.asname == alias.name  # an explicit re-export
+                assert alias.name not in homes
+                homes[alias.name] = node.module
+    public = {name for name in vars(jaxppo) if not name.startswith("_")}
+    public -= {"jaxtyping"}  # put there by the import hook of these tests
+    assert public == set(homes)
+
+
+def test_nothing_public_is_left_inside():
+    """A function without an underscore is exported, or belongs to the checks."""
+    for path in files():
+        if path.stem not in ("_checks", "_accumulate"):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.FunctionDef) and node.name[0] != "_":
+                    assert hasattr(jaxppo, node.name), f"{path.stem}.{node.name}"
+
+
+def test_library_has_no_side_effects():
+    """No jit, print, item, float of an array, assert, or global state."""
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not isinstance(node, (ast.Assert, ast.Global)), path.stem
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                assert name not in {"print", "item", "jit"}, f"{path.stem}: {name}"
+
+
+def test_shapes_are_checked_in_these_tests():
+    """Else every annotation would be an unread comment."""
+    import jax.numpy as jnp
+
+    with pytest.raises(jaxtyping.TypeCheckError):
+        jaxppo.log_ratio(jnp.ones((2, 3)), jnp.ones(3))
+
+
+def test_rooms_are_small():
+    for path in files():
+        assert len(path.read_text().splitlines()) <= 350, path.stem
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                doc = len(
+                    (inspect.cleandoc(ast.get_docstring(node) or "")).splitlines()
+                )
+                body = node.end_lineno - node.lineno - doc
+                assert body <= 110, f"{path.stem}.{node.name}: {body} lines"
