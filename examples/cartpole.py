@@ -20,5 +20,7 @@ OPTIONS = runs.Options(
 )
 
 if __name__ == "__main__":
-    options = tyro.cli(runs.Options, default=OPTIONS, description=__doc__)
+    options = tyro.cli(
+        runs.Options, default=OPTIONS, description=__doc__.partition("\n")[0]
+    )
     runs.train("cartpole", environments.cartpole(), options, goal=475)

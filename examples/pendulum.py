@@ -19,5 +19,7 @@ OPTIONS = runs.Options(
 )
 
 if __name__ == "__main__":
-    options = tyro.cli(runs.Options, default=OPTIONS, description=__doc__)
+    options = tyro.cli(
+        runs.Options, default=OPTIONS, description=__doc__.partition("\n")[0]
+    )
     runs.train("pendulum", environments.pendulum(), options, goal=-250)

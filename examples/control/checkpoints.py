@@ -32,6 +32,8 @@ class Checkpoints:
 
     def save(self, step: int, state: Any) -> None:
         """Write a pytree of arrays; when this returns, it is on disk."""
+        if step in self._manager.all_steps():  # a damaged one that was passed over
+            self._manager.delete(step)
         leaves = _leaves(state)
         meta = {"sha256": _checksum(leaves), "tree": _layout(state)}
         self._manager.save(

@@ -1,0 +1,155 @@
+"""The examples, as a user runs them: in processes of their own, killed and resumed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL = ["--total-steps", "24000", "--num-envs", "4", "--num-evals", "11"]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """A user's environment, with a cache that spares the later runs the compiling."""
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    cache = tmp_path_factory.getbasetemp() / "compiled"
+    return env | {
+        "PYTHONWARNINGS": "error",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "COLUMNS": "100",
+    }
+
+
+def start(environment, name, *args, cwd=None) -> subprocess.Popen:
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *args]
+    return subprocess.Popen(
+        list(map(str, command)),
+        **{"env": environment, "cwd": cwd, "text": True},
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
+    )
+
+
+def run(environment, name, *args, code=0, cwd=None) -> str:
+    process = start(environment, name, *args, cwd=cwd)
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == code, out
+    return out
+
+
+def rows(out: Path) -> list[dict]:
+    """The metrics of a run, without what a clock put there."""
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in lines]
+
+
+def final_returns(text: str) -> list[float]:
+    return [
+        float(x.split("mean return ")[1].split()[0])
+        for x in text.splitlines()
+        if x.startswith("seed ")
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+def test_help(environment, name):
+    out = run(environment, name, "--help")
+    assert "--learning-rate" in out and "Adam's step size" in out
+
+
+def test_cartpole_is_learned_from_a_cold_start(environment, tmp_path):
+    """The README's claim: 475 and more over 100 fresh episodes, seed by seed."""
+    out = run(environment, "cartpole", "--seeds", "5", cwd=tmp_path)
+    assert "cartpole: 100%" in out and "steps/s" in out  # the progress bar
+    assert len(final_returns(out)) == 5 and min(final_returns(out)) >= 475
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert str(folder.relative_to(tmp_path)) in out
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    history = rows(folder)
+    assert history[-1]["step"] <= 150_000
+    assert {"approx_kl", "explained_variance", "skipped"} <= history[-1].keys()
+    assert all(np.all(np.array(row["skipped"]) == 0) for row in history)
+
+
+def test_pendulum_is_learned(environment, tmp_path):
+    out = run(environment, "pendulum", "--out", tmp_path / "run")
+    assert final_returns(out)[0] >= -250
+
+
+def test_acrobot_is_learned(environment, tmp_path):
+    pytest.importorskip(
+        "gymnax", reason="gymnax does not install beside the newest JAX"
+    )
+    out = run(environment, "acrobot", "--out", tmp_path / "run")
+    assert -90 <= final_returns(out)[0] <= -70
+
+
+def test_cartpole_is_learned_on_the_host(environment):
+    out = run(environment, "gymnasium_vector")
+    assert float(out.rsplit("episodes: ", 1)[1]) >= 400
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(environment, tmp_path_factory):
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    returns = final_returns(run(environment, "cartpole", *SMALL, "--out", out))
+    return rows(out), returns
+
+
+def kill_at(environment, out: Path, num_rows: int, delay: float) -> None:
+    """kill -9, so long after so many rows of metrics were written."""
+    process = start(environment, "cartpole", *SMALL, "--out", out)
+    deadline = time.monotonic() + 300
+    while not (out / "metrics.jsonl").exists() or len(rows_so_far(out)) < num_rows:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.001)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9
+
+
+def rows_so_far(out: Path) -> list[str]:
+    return (out / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.mark.parametrize(("num_rows", "delay"), [(1, 0.0), (3, 0.02), (5, 0.05)])
+def test_killed_and_resumed_is_the_same_run(
+    environment, tmp_path, uninterrupted, num_rows, delay
+):
+    out = tmp_path / "run"
+    kill_at(environment, out, num_rows, delay)
+    text = run(environment, "cartpole", *SMALL, "--resume", out)
+    assert (rows(out), final_returns(text)) == uninterrupted
+
+
+def test_damaged_checkpoint_is_passed_over(environment, tmp_path, uninterrupted):
+    out = tmp_path / "run"
+    kill_at(environment, out, 4, 0.1)
+    newest = max((out / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    data = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    environment = environment | {"PYTHONWARNINGS": "default"}
+    process = start(environment, "cartpole", *SMALL, "--resume", out)
+    text, _ = process.communicate(timeout=300)
+    assert f"checkpoint {newest.name} is damaged" in text
+    assert (rows(out), final_returns(text)) == uninterrupted
+
+
+def test_resume_refuses_other_options(environment, tmp_path):
+    out = tmp_path / "run"
+    kill_at(environment, out, 1, 0.0)
+    text = run(environment, "cartpole", "--resume", out, "--gamma", "0.9", code=1)
+    assert "gamma = 0.9, was 0.98" in text and "total_steps" in text
+    text = run(environment, "cartpole", "--out", out, code=1)
+    assert f"--resume {out}" in text
+    text = run(environment, "cartpole", "--resume", tmp_path / "nowhere", code=1)
+    assert "no run to continue" in text

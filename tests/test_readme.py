@@ -1,0 +1,100 @@
+"""The README is true: its code runs, its table is complete, its commands exist."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxppo
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+B, T, V, N, D = 8, 5, 7, 16, 3
+
+
+def array(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.RandomState(0).randn(*shape), jnp.float32)
+
+
+@pytest.fixture
+def names():
+    """What the README's reader already has."""
+    mask = jnp.arange(T)[None] < jnp.array([5, 3, 1, 0, 5, 4, 2, 5])[:, None]
+    old_log_probs = -2 + 0.1 * array(B, T)
+    batch = {
+        "tokens": jax.nn.one_hot(jnp.arange(B * T).reshape(B, T) % V, V),
+        "targets": jnp.arange(B * T).reshape(B, T) % V,
+        "old_log_probs": old_log_probs,
+        "ref_log_probs": old_log_probs - 0.1,
+        "mask": mask,
+    }
+    seen = {
+        "obs": array(4, N, D),
+        "actions": jnp.zeros((4, N), jnp.int32),
+        "log_probs": jnp.full((4, N), -0.7),
+        "rewards": jnp.ones((4, N)),
+        "values": array(4, N),
+        "next_values": array(4, N),
+        "terminated": jnp.zeros((4, N)).at[:, 7].set(1),
+        "truncated": jnp.zeros((4, N), bool).at[:, 11].set(True),
+    }
+    return {
+        **{"jax": jax, "jnp": jnp, "optax": optax, "jaxppo": jaxppo},
+        "model": lambda params, tokens: tokens @ params["head"],
+        "net": lambda params, obs: (
+            obs @ params["head"][:D],
+            obs @ params["head"][:D, 0],
+        ),
+        "params": {"head": array(V, V)},
+        "rewards": array(B),
+        "log_probs": old_log_probs + 0.1 * array(B, T),
+        "rollout_log_probs": old_log_probs + 0.05,
+        "advantages": array(B, 1),
+        "key": jax.random.key(0),
+        "old_log_probs": old_log_probs,
+        "batch": batch,
+        "mask": mask,
+        "seen": seen,
+    }
+
+
+def test_there_are_blocks():
+    assert len(BLOCKS) == 3
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["tokens", "control", "terms"])
+def test_code_runs(block, names):
+    exec(compile(block, "README.md", "exec"), names)
+    if "learner" in names:
+        metrics = jaxppo.finalize(names["metrics"])
+        assert all(np.isfinite(value) for value in metrics.values())
+        assert names["state"].step > 0 and metrics["skipped"] == 0
+    else:
+        assert np.isfinite(names["loss"]) and np.isfinite(names["gspo"].value)
+
+
+def test_table_is_complete():
+    table = README.split("## What is in the box")[1].split("\n## ")[0]
+    functions = {
+        name
+        for name, value in vars(jaxppo).items()
+        if callable(value) and not name.startswith("_") and name[0].islower()
+    }
+    suffixed = {"clip_fraction_lower", "clip_fraction_upper"}
+    named = set(re.findall(r"`([a-z_0-9]+)`", table))
+    assert functions - suffixed == named & functions - suffixed
+    assert {"_lower", "_upper"} <= named
+
+
+def test_commands_and_files_exist():
+    for command in re.findall(r"python3 run.py (\w+)", README):
+        assert command == "test" or (ROOT / "examples" / f"{command}.py").exists()
+    for example in re.findall(r"`(pendulum|acrobot|gymnasium_vector)`", README):
+        assert (ROOT / "examples" / f"{example}.py").exists()
+    for path in re.findall(r"\]\(([^)h][^)]*)\)", README):
+        assert (ROOT / path).exists(), path
