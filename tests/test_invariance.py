@@ -132,7 +132,7 @@ def test_microbatches(loss_fn, expected, num_microbatches):
     assert_same(step(params_of(1), batch_of(0)), expected)
 
 
-def test_averaging_microbatches_would_not_do(expected):
+def test_averaging_microbatches_would_not_do():
     """The error this library exists to avoid is far above the tolerance here."""
     parts = jax.tree.map(lambda x: x.reshape(4, -1, *x.shape[1:]), batch_of(0))
     loss_fn = LOSSES["token_mean"]

@@ -1,0 +1,414 @@
+"""THE table: a row for every public function, from which the tests of all are made.
+
+A row names a function's inputs; they are drawn, by those names, from one of the batches
+below: ragged, with holes and an empty row, and outliers that bind every bound from both
+sides. Hyper-parameters are asymmetric and none is its default, or else half of the
+wrong formulas pass.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import jaxppo
+
+TYPES = [
+    *("Advantages", "Aggregator", "Controller", "Learner", "LossFn", "Max", "Mean"),
+    *("Metric", "Metrics", "Min", "TrainState"),
+]
+PUBLIC = {
+    name: x
+    for name, x in vars(jaxppo).items()
+    if callable(x) and not name.startswith("_") and name not in TYPES
+}
+
+MASK = np.array(
+    [
+        [1, 1, 0, 1, 1, 1, 0],  # a hole, and padding
+        [0, 1, 0, 0, 0, 0, 0],  # a single token
+        [0, 0, 0, 0, 0, 0, 0],  # nothing
+        [1, 1, 1, 1, 1, 1, 1],
+    ],
+    bool,
+)
+
+
+def tokens(rng):
+    """Sequences of tokens, or trajectories, with time last."""
+    draw = functools.partial(rng.normal, size=MASK.shape)
+    log_ratio, advantages, shift = draw(0, 0.3), draw(), draw(0, 0.2)
+    for row in (0, 3):  # each outlier with each sign of the advantage
+        log_ratio[row, [0, 1, 3, 4]] = rng.normal([2.0, 2.0, -2.0, -2.0], 0.1)
+        advantages[row, [0, 1, 3, 4]] = np.abs(draw()[row, :4]) * [1, -1, 1, -1]
+        shift[row, [0, 1, 3, 4]] = rng.normal([1.0, 1.0, -1.0, -1.0], 0.1)
+    advantages[3, 0] *= -1  # so that one advantage per sequence is of each sign
+    old_log_probs = -rng.gamma(1.0, 1.0, MASK.shape)
+    values = draw()
+    return dict(
+        log_ratio=log_ratio,
+        log_probs=old_log_probs + log_ratio,
+        old_log_probs=old_log_probs,
+        ref_log_probs=old_log_probs + draw(0, 0.3),
+        advantages=advantages,
+        weights=rng.uniform(0.3, 2.0, MASK.shape),
+        entropy=rng.uniform(0.1, 2.0, MASK.shape),
+        values=values,
+        old_values=values + shift,
+        returns=draw(),
+        rewards=draw(),
+        next_values=draw(),
+        bootstrap_value=rng.normal(size=len(MASK)),
+        discounts=rng.uniform(0.8, 1.0, MASK.shape) * (rng.random(MASK.shape) > 0.15),
+        lambda_=rng.uniform(0.6, 1.0, MASK.shape) * (rng.random(MASK.shape) > 0.15),
+        x=draw(3.0, 2.0),
+        per_token=draw(),
+        mask=MASK,
+    )
+
+
+def samples(rng):
+    """Samples in groups of four: whole, with a hole, alone, and none at all."""
+    mask = np.ones((4, 8), bool)
+    mask[0, 6] = mask[1, 1:4] = mask[2] = False
+    return dict(rewards=rng.normal(5.0, 2.0, mask.shape), mask=mask)
+
+
+def choices(rng):
+    """States with five actions each, of which not all are always allowed."""
+    logits = rng.normal(0, 2, (*MASK.shape, 5))
+    logits[0, 0, :2] = logits[3, 1, 4] = -np.inf
+    return dict(logits=logits, actions=rng.integers(2, 4, MASK.shape), mask=MASK)
+
+
+def normals(rng):
+    """States with two action dimensions each; few, as an entropy is an integral."""
+    mask = MASK[:, :3]
+    shape = (*mask.shape, 2)
+    actions, log_std = rng.normal(0, 1.5, shape), rng.uniform(-1.5, 0.5, shape)
+    return dict(
+        mean=rng.normal(0, 0.7, shape),
+        log_std=log_std,
+        actions=actions,
+        pre_tanh_actions=actions,
+        mask=mask,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """A public function, what it is given, and what is expected of it.
+
+    Attributes:
+      fn: the function.
+      grads: names of the inputs it is differentiated by.
+      constants: names of the inputs that get no gradient.
+      hyper: hyper-parameters that may be traced.
+      static: those that may not: counts, switches, functions.
+      reduces: it mixes the rows of a batch.
+      batch: the batch its inputs are drawn from.
+      column: inputs with one entry per sequence, `(*batch, 1)`.
+      shared: inputs without batch axes.
+      differentiated: the part of its output that has gradients.
+      slope: the oracle whose derivative is the gradient, if not its own.
+      note: tells two rows of a function apart.
+    """
+
+    fn: Callable
+    grads: str = ""
+    constants: str = ""
+    _: dataclasses.KW_ONLY
+    hyper: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    static: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reduces: bool = False
+    batch: Callable = tokens
+    column: str = ""
+    shared: str = ""
+    differentiated: Callable = lambda out: out
+    slope: Callable | None = None
+    note: str = ""
+
+    def __str__(self):
+        return "-".join(filter(None, [self.fn.__name__, self.note]))
+
+    @property
+    def masked(self):
+        """Whether it takes a mask."""
+        return "mask" in inspect.signature(self.fn).parameters
+
+    def inputs(self, seed=0, dtype=np.float64):
+        """Arguments by name: NumPy arrays, the floating ones of this dtype."""
+        batch = self.batch(np.random.default_rng(seed))
+        names = [*self.grads.split(), *self.constants.split()] + ["mask"] * self.masked
+        inputs = {name: batch[name] for name in names}
+        for name in self.column.split():
+            inputs[name] = inputs[name][..., :1]
+        for name in self.shared.split():
+            inputs[name] = inputs[name][0, 0]
+        return cast(inputs, dtype)
+
+    def __call__(self, **inputs):
+        """The function at its hyper-parameters."""
+        return self.fn(**{**self.static, **self.hyper, **inputs})
+
+    def oracle(self, **inputs):
+        """Its value, in float64."""
+        static = {k: oracle(x) if callable(x) else x for k, x in self.static.items()}
+        out = oracle(self.fn)(**static, **self.hyper, **wide(inputs))
+        return jax.tree.map(np.float64, out)
+
+    def oracle_slope(self, **inputs):
+        """What its gradient is the derivative of."""
+        if self.slope is not None:
+            return self.slope(**wide(inputs))
+        return self.differentiated(self.oracle(**inputs))
+
+
+def oracle(fn):
+    """A public function's namesake in `oracles`."""
+    if isinstance(fn, functools.partial):
+        return functools.partial(oracle(fn.func), **fn.keywords)
+    return getattr(oracles, fn.__name__)
+
+
+def is_floating(x):
+    return jnp.issubdtype(x.dtype, np.floating)
+
+
+def cast(inputs, dtype):
+    """Inputs with the floating-point ones in another dtype."""
+    return {k: x.astype(dtype) if is_floating(x) else x for k, x in inputs.items()}
+
+
+def wide(inputs):
+    """Inputs in float64 NumPy."""
+    return cast({name: np.asarray(x) for name, x in inputs.items()}, np.float64)
+
+
+def mix(out):
+    """A number in which every entry of an output has a share of its own."""
+    total = 0.0
+    for k, x in enumerate(jax.tree.leaves(out)):
+        share = np.cos(np.arange(np.size(x)) + k).reshape(np.shape(x))
+        total += (share.astype(x.dtype) * x).sum()
+    return total
+
+
+@functools.cache
+def jitted(case):
+    """The function at its hyper-parameters, compiled."""
+    return jax.jit(case.__call__)
+
+
+def gradient(case):
+    """The gradient of `mix` of the output, by every floating-point input."""
+
+    def mixed(floats, others):
+        return mix(case.differentiated(case(**floats, **others)))
+
+    def at(**inputs):
+        floats = {name: x for name, x in inputs.items() if is_floating(x)}
+        others = {name: x for name, x in inputs.items() if name not in floats}
+        return jax.grad(mixed)(floats, others)
+
+    return at
+
+
+@functools.cache
+def jitted_gradient(case):
+    """The gradient, compiled."""
+    return jax.jit(gradient(case))
+
+
+CLIP = dict(clip_eps=0.15, clip_eps_high=0.35)
+GAE = "rewards values discounts"
+NORMAL = dict(grads="mean log_std", batch=normals)
+PPO = dict(
+    grads="log_probs values entropy",
+    constants="old_log_probs advantages old_values returns ref_log_probs weights",
+    reduces=True,
+    differentiated=lambda out: out[0],
+)
+
+CASES = [
+    # masked
+    Case(jaxppo.masked_sum, "x", reduces=True),
+    Case(jaxppo.masked_mean, "x", reduces=True),
+    Case(jaxppo.masked_variance, "x", hyper=dict(ddof=2), reduces=True),
+    Case(jaxppo.whiten, "x", hyper=dict(ddof=2, eps=1e-2), reduces=True),
+    # ratio
+    Case(jaxppo.log_ratio, "log_probs", "old_log_probs", hyper=dict(max_abs=1.5)),
+    Case(
+        jaxppo.sequence_log_ratio,
+        "log_probs",
+        "old_log_probs",
+        hyper=dict(max_abs=1.5),
+    ),
+    # aggregation
+    Case(jaxppo.token_mean, "per_token", reduces=True),
+    Case(jaxppo.token_sum, "per_token", reduces=True),
+    Case(jaxppo.sequence_mean, "per_token", reduces=True),
+    Case(jaxppo.sequence_sum, "per_token", hyper=dict(scale=0.3), reduces=True),
+    # policy terms
+    Case(
+        jaxppo.clipped_surrogate,
+        "log_ratio",
+        "advantages",
+        hyper=dict(**CLIP, dual_clip=2.5),
+    ),
+    Case(
+        jaxppo.clipped_surrogate,
+        "log_ratio",
+        "advantages",
+        hyper=dict(clip_eps=0.3),
+        column="advantages",
+        note="per_sequence",
+    ),
+    Case(jaxppo.policy_gradient, "log_probs", "advantages"),
+    Case(
+        jaxppo.policy_gradient,
+        "log_probs",
+        "advantages",
+        column="advantages",
+        note="per_sequence",
+    ),
+    # value terms
+    Case(jaxppo.squared_value, "values", "returns"),
+    Case(
+        jaxppo.clipped_value,
+        "values",
+        "old_values returns",
+        hyper=dict(clip_eps=0.3),
+    ),
+    # KL
+    Case(jaxppo.kl_k1, "log_ratio"),
+    Case(jaxppo.kl_k2, "log_ratio"),
+    Case(jaxppo.kl_k3, "log_ratio"),
+    Case(jaxppo.unbiased_gradient_kl, "log_ratio", slope=oracles.kl_k2),
+    Case(
+        jaxppo.unbiased_gradient_kl,
+        "log_ratio",
+        static=dict(estimator=jaxppo.kl_k1),
+        slope=oracles.kl_k2,
+        note="k1",
+    ),
+    Case(jaxppo.approx_kl_k1, "", "log_ratio"),
+    Case(jaxppo.approx_kl_k3, "", "log_ratio"),
+    Case(jaxppo.adaptive_kl),
+    # estimators along time
+    Case(jaxppo.gae, f"{GAE} lambda_ bootstrap_value"),
+    Case(
+        jaxppo.gae,
+        "rewards values next_values",
+        hyper=dict(discounts=0.9, lambda_=0.8),
+        note="next_values",
+    ),
+    Case(jaxppo.discounted_returns, "rewards discounts bootstrap_value"),
+    Case(
+        jaxppo.vtrace,
+        f"log_ratio {GAE} lambda_ bootstrap_value",
+        hyper=dict(rho_clip=1.4, c_clip=0.9),
+    ),
+    Case(
+        jaxppo.vtrace,
+        "log_ratio rewards values next_values",
+        hyper=dict(discounts=0.9, lambda_=0.8, rho_clip=0.9, c_clip=1.4),
+        note="next_values",
+    ),
+    # estimators over groups
+    Case(
+        jaxppo.group_advantages,
+        "rewards",
+        hyper=dict(ddof=0, eps=1e-2),
+        static=dict(group_size=4),
+        batch=samples,
+    ),
+    Case(
+        jaxppo.group_advantages,
+        "rewards",
+        static=dict(group_size=4, scale_by_std=False),
+        batch=samples,
+        note="unscaled",
+    ),
+    Case(
+        jaxppo.leave_one_out_advantages,
+        "rewards",
+        static=dict(group_size=4),
+        batch=samples,
+    ),
+    # rollout correction
+    Case(jaxppo.truncated_weights, "", "log_ratio", hyper=dict(cap=1.7)),
+    Case(jaxppo.band_weights, "", "log_ratio", hyper=dict(low=0.6, high=1.4)),
+    # heads
+    Case(jaxppo.categorical, "logits", "actions", batch=choices),
+    Case(jaxppo.diagonal_normal, **NORMAL, constants="actions"),
+    Case(
+        jaxppo.diagonal_normal,
+        **NORMAL,
+        constants="actions",
+        shared="log_std",
+        note="shared",
+    ),
+    Case(jaxppo.tanh_normal, **NORMAL, constants="pre_tanh_actions"),
+    # metrics
+    Case(jaxppo.clip_fraction, "", "log_ratio", hyper=CLIP),
+    Case(
+        jaxppo.clip_fraction_lower,
+        "",
+        "log_ratio advantages",
+        hyper=dict(clip_eps=0.15),
+    ),
+    Case(
+        jaxppo.clip_fraction_upper,
+        "",
+        "log_ratio advantages",
+        hyper=dict(clip_eps=0.35),
+    ),
+    Case(jaxppo.bound_fraction, "", "log_ratio", hyper=dict(max_abs=1.5)),
+    Case(jaxppo.ratio_max, "", "log_ratio", reduces=True),
+    Case(jaxppo.ratio_min, "", "log_ratio", reduces=True),
+    Case(jaxppo.effective_sample_size, "", "log_ratio", reduces=True),
+    Case(jaxppo.explained_variance, "", "values returns", reduces=True),
+    # compositions
+    Case(
+        jaxppo.ppo_loss,
+        **PPO,
+        hyper=dict(
+            **CLIP,
+            dual_clip=2.5,
+            value_coef=0.7,
+            value_clip_eps=0.3,
+            entropy_coef=0.02,
+            kl_coef=0.3,
+        ),
+    ),
+    Case(
+        jaxppo.ppo_loss,
+        **PPO
+        | dict(grads="log_probs", constants="old_log_probs advantages ref_log_probs"),
+        hyper=dict(clip_eps=0.3, kl_coef=0.3),
+        static=dict(
+            kl=jaxppo.kl_k2,
+            aggregate=functools.partial(jaxppo.sequence_sum, scale=0.3),
+        ),
+        column="advantages",
+        note="per_sequence",
+    ),
+    # the update step: test_learner.py
+    Case(jaxppo.accumulate_grads),
+    Case(jaxppo.learner),
+    Case(jaxppo.finalize),
+    Case(jaxppo.check_progress),
+]
+ARRAYS = [case for case in CASES if case.grads or case.constants]
+MASKED = [case for case in ARRAYS if case.masked]
+
+each_case = pytest.mark.parametrize("case", ARRAYS, ids=str)
+each_masked_case = pytest.mark.parametrize("case", MASKED, ids=str)
