@@ -1,6 +1,5 @@
 """What every public function promises, row by row of the table."""
 
-import functools
 import inspect
 import re
 
@@ -24,6 +23,7 @@ from cases import (
     is_floating,
     jitted,
     jitted_gradient,
+    literally,
 )
 
 import jaxppo
@@ -188,12 +188,6 @@ def dirty(x, mask, garbage):
         mask = mask.any(-1)
     keep = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
     return np.where(keep, x, np.array(garbage if is_floating(x) else -100, x.dtype))
-
-
-# As it is written: XLA would make a `where` of a product with a mask, and hide the NaN.
-literally = functools.partial(
-    jax.jit, compiler_options={"xla_disable_hlo_passes": "algsimp"}
-)
 
 
 @pytest.mark.parametrize("case", MASKED + GATED, ids=str)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from cases import literally
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -51,7 +52,7 @@ def assert_close(got, expected):
     jax.tree.map(close, got, expected)
 
 
-@jax.jit
+@literally
 def surrogates(log_probs, old_log_probs, advantages, mask):
     """PPO's and GSPO's loss through every aggregator, and their gradients."""
 
@@ -91,7 +92,7 @@ def test_padding_does_not_matter(new, old, advantages, mask, at):
     assert_close(same_slopes, jax.tree.map(lambda x: insert(x, at, 0), slopes))
 
 
-@jax.jit
+@literally
 def estimates(log_ratio, rewards, values, discounts, lambda_, mask):
     given = dict(lambda_=lambda_, mask=mask)
     return [
@@ -109,7 +110,7 @@ def test_steps_that_do_not_count_are_skipped(x, rewards, v, gamma, lam, mask, at
     assert_close(estimates(*wider(batch, at)), expected)
 
 
-@jax.jit
+@literally
 def summaries(x, mask):
     means = {name: aggregate(x, mask) for name, aggregate in AGGREGATORS.items()}
     return means | dict(max=jaxppo.ratio_max(x, mask), min=jaxppo.ratio_min(x, mask))
@@ -143,7 +144,7 @@ def test_the_surrogate_scales_with_the_advantages(new, old, advantages, mask, c)
     assert_close(scaled, (losses, jax.tree.map(lambda x: c * x, slopes)))
 
 
-@jax.jit
+@literally
 def reinforce(log_probs, advantages, mask):
     def totals(x):
         loss = jaxppo.policy_gradient(x, advantages, mask)
@@ -171,7 +172,7 @@ def test_on_policy_gspo_is_reinforce(new, advantages, mask):
     assert_close(slopes["sequence, sequence_mean"], expected)
 
 
-@jax.jit
+@literally
 def with_dual_clip(x, advantages, dual_clip):
     loss = lambda x, c: jaxppo.clipped_surrogate(x, advantages, dual_clip=c)
     return [
@@ -194,14 +195,14 @@ def test_a_dual_clip_out_of_reach_is_none(x, advantages):
 def test_a_sequence_of_one_token_has_that_tokens_ratio(new, old, where):
     mask = where[:, None] == np.arange(TIME)
     new, old, _ = padded(mask, new, old)
-    token, sequence = (jax.jit(ratio)(new, old, mask) for ratio in RATIOS.values())
+    token, sequence = (literally(ratio)(new, old, mask) for ratio in RATIOS.values())
     assert_close(sequence[mask], token[mask])
 
 
 # --- estimators ---
 
 
-@jax.jit
+@literally
 def gae(rewards, values, discounts, lambda_, mask):
     return jaxppo.gae(rewards, values, discounts, lambda_=lambda_, mask=mask)
 
@@ -226,7 +227,7 @@ def test_gae_with_lambda_one_is_monte_carlo(rewards, values, gamma, mask):
     assert_close(advantages[mask], (monte_carlo - values)[mask])
 
 
-@jax.jit
+@literally
 def jaxppo_returns(rewards, discounts, mask):
     return jaxppo.discounted_returns(rewards, discounts, mask=mask)
 
@@ -241,7 +242,7 @@ def test_vtrace_on_policy_is_gae(rewards, values, gamma, lambda_, mask):
     assert_close(advantages, gae_advantages)
 
 
-@jax.jit
+@literally
 def group_estimates(rewards, mask):
     size = dict(group_size=TIME // 2)
     return dict(
@@ -268,7 +269,7 @@ def test_baselines_ignore_a_shift_and_follow_a_scale(rewards, mask, scale, shift
 # --- KL, heads, metrics ---
 
 
-@jax.jit
+@literally
 def kls(x):
     names = ("kl_k1", "kl_k2", "kl_k3", "approx_kl_k1", "approx_kl_k3")
     return {name: getattr(jaxppo, name)(x) for name in names}
@@ -285,7 +286,7 @@ def test_kl_estimators(x):
     assert np.all(kl["kl_k3"] >= np.maximum(0, x - 1))
 
 
-@jax.jit
+@literally
 def every_choice(logits):
     tile = jnp.tile(logits[:, None], (1, TIME, 1))
     actions = jnp.tile(jnp.arange(TIME)[None], (ROWS, 1))
@@ -306,7 +307,7 @@ def test_a_categorical_is_a_distribution(logits, allowed, shift):
     assert np.all(entropy <= np.log(np.sum(allowed, 1)) + 1e-5)
 
 
-@jax.jit
+@literally
 def shares(x, values, mask):
     return (
         jaxppo.effective_sample_size(x, mask),
