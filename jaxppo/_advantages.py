@@ -140,8 +140,9 @@ def vtrace(
     delta_t = rho_t (r_t + discount_t v_{t+1} - v_t);
     vs_t - v_t = delta_t + discount_t c_t (vs_{t+1} - v_{t+1});
     A_t = rho_t (r_t + discount_t (v_{t+1} + lambda_t (vs_{t+1} - v_{t+1})) - v_t)
-    (Espeholt et al., 2018, arXiv:1802.01561; the lambdas as in rlax). Ends of episodes,
-    `next_values` and masks as in `gae`.
+    (Espeholt et al., 2018, arXiv:1802.01561; the lambdas as in rlax, whose separate
+    `clip_pg_rho_threshold` is rho_clip here). Ends of episodes, `next_values` and masks
+    as in `gae`.
 
     Args:
       log_ratio: log pi - log mu of the current and the behaviour policy, from
@@ -250,15 +251,16 @@ def _backwards(
     x: Array, decay: Array, keep: Array | None, last: Array | None = None
 ) -> Array:
     """y_t = x_t + decay_t y_{t+1}, over the steps that count; 0 at the others."""
-    if keep is None:
-        keep = jnp.ones(x.shape, bool)
 
     def step(later, now):
-        x, decay, keep = now
+        x, decay, *keep = now
         y = x + _times(decay, later)
-        return jnp.where(keep, y, later), jnp.where(keep, y, 0)
+        if not keep:
+            return y, y
+        return jnp.where(keep[0], y, later), jnp.where(keep[0], y, 0)
 
-    return _scan(step, _zeros(x) if last is None else last, (x, decay, keep))
+    xs = (x, decay) if keep is None else (x, decay, keep)
+    return _scan(step, _zeros(x) if last is None else last, xs)
 
 
 def _scan(step: Callable, carry: Array, xs: tuple[Array, ...]) -> Array:

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -192,6 +193,40 @@ def test_shard_map_without_axis_name_is_refused():
         jax.jit(step)(params_of(1), batch_of(0))
 
 
+@pytest.mark.parametrize(("minibatches", "place"), [(1, "jit"), (4, "jit"), (1, "map")])
+def test_whole_update_on_eight_devices(minibatches, place):
+    """Epochs of minibatches, optimiser, guards and metrics, as on one device."""
+    learner = jaxppo.learner(
+        LOSSES["token_mean"],
+        optax.sgd(0.3),  # Adam would blow the rounding of small gradients up
+        num_epochs=2,
+        num_minibatches=minibatches,
+        minibatch_target_kl=5.0,
+        axis_name="data" if place == "map" else None,
+    )
+    alone = jaxppo.learner(
+        LOSSES["token_mean"],
+        optax.sgd(0.3),
+        num_epochs=2,
+        num_minibatches=minibatches,
+        minibatch_target_kl=5.0,
+    )
+    key = jax.random.key(4)
+    state, metrics = jax.jit(alone.update)(alone.init(params_of(1)), batch_of(0), key)
+    expected = (state.params, state.step, jaxppo.finalize(metrics))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    update = learner.update
+    if place == "map":
+        everywhere, rows = PartitionSpec(), PartitionSpec("data")
+        specs = {"in_specs": (everywhere, rows, everywhere), "out_specs": everywhere}
+        update = jax.shard_map(update, mesh=mesh, **specs)
+    batch = jax.device_put(batch_of(0), NamedSharding(mesh, PartitionSpec("data")))
+    state, metrics = jax.jit(update)(learner.init(params_of(1)), batch, key)
+    assert state.step == 2 * minibatches
+    got = (state.params, state.step, jaxppo.finalize(metrics))
+    chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, -1e9])
 def test_padding(loss_fn, expected, junk):
     batch = batch_of(0)
@@ -234,3 +269,33 @@ def test_counting_pass_costs_no_forward_pass():
     count = flops(partial(jaxppo._accumulate._count_pass, loss_fn), params, parts)
     assert forward > 4 * 4 * width**2 * 2
     assert count < 0.001 * forward
+
+
+@pytest.mark.parametrize("place", ["auto", "explicit", "map"])
+def test_estimators_on_eight_devices(place):
+    """Trajectories sharded over devices: scans carry what the data's sharding asks."""
+    rng = np.random.RandomState(0)
+    rewards, values = jnp.asarray(rng.randn(2, ROWS, TIME), jnp.float32)
+    mask = jnp.asarray(rng.rand(ROWS, TIME) < 0.7)
+
+    def estimates(rewards, values, mask):
+        log_ratio = 0.1 * rewards
+        return (
+            jaxppo.gae(rewards, values, 0.9, mask=mask),
+            jaxppo.gae(rewards, values, 0.9),
+            jaxppo.vtrace(log_ratio, rewards, values, 0.9, mask=mask),
+            jaxppo.discounted_returns(rewards, 0.9),
+        )
+
+    expected = estimates(rewards, values, mask)
+    axis_type = AxisType.Explicit if place == "explicit" else AxisType.Auto
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    rows = PartitionSpec("data")
+    run = estimates
+    if place == "map":
+        run = jax.shard_map(run, mesh=mesh, in_specs=(rows,) * 3, out_specs=rows)
+    sharded = jax.device_put((rewards, values, mask), NamedSharding(mesh, rows))
+    with jax.set_mesh(mesh):
+        chex.assert_trees_all_close(
+            jax.jit(run)(*sharded), expected, rtol=1e-6, atol=1e-6
+        )
