@@ -128,6 +128,12 @@ def _loss(loss_fn: LossFn, params: Any, batch: Any):
     for name, mean in loss.items() if isinstance(loss, Mapping) else [("loss", loss)]:
         if not isinstance(mean, Mean):
             raise TypeError(f"loss_fn: `{name}` is a {type(mean).__name__}; {form}.")
+    for name, metric in metrics.items():
+        if not is_metric(metric):
+            raise TypeError(
+                f"loss_fn: metric `{name}` is a {type(metric).__name__}; expected a "
+                "`jaxppo.Mean` (or `Max`, `Min`), such as `token_mean` returns."
+            )
     return loss if isinstance(loss, Mean) else dict(loss), dict(metrics)
 
 

@@ -603,6 +603,11 @@ def test_reducing_stacked_metrics(kind):
             ["`kl`", "ref_log_probs"],
         ),
         (
+            lambda: run(loss=lambda p, b: (jaxppo.token_mean(p["actor"]), {"x": 1.0})),
+            TypeError,
+            ["loss_fn", "metric `x`", "float", "token_mean"],
+        ),
+        (
             lambda: run(loss=lambda p, b: jnp.sum(p["actor"])),
             TypeError,
             ["loss_fn", "(loss, metrics)"],
