@@ -50,6 +50,8 @@ def tokens(rng):
         advantages[row, [0, 1, 3, 4]] = np.abs(draw()[row, :4]) * [1, -1, 1, -1]
         shift[row, [0, 1, 3, 4]] = rng.normal([1.0, 1.0, -1.0, -1.0], 0.1)
     advantages[3, 0] *= -1  # so that one advantage per sequence is of each sign
+    log_ratio[3, [2, 5]] = rng.normal([0.22, -0.29], 0.01)  # within one clip width only
+    advantages[3, [2, 5]] = np.abs(draw()[3, [2, 5]]) * [1, -1]
     old_log_probs = -rng.gamma(1.0, 1.0, MASK.shape)
     values = draw()
     return dict(

@@ -1,5 +1,6 @@
 """Values: every function against its oracle, and at the points where losses break."""
 
+import functools
 import inspect
 import math
 
@@ -53,24 +54,22 @@ def test_value_in_float32(case):
 
 
 def test_the_batch_binds_every_bound():
+    names = "log_ratio advantages values old_values returns discounts lambda_".split()
     for seed in SEEDS:
-        batch = {k: x[MASK] for k, x in tokens(np.random.default_rng(seed)).items()
-                 if x.shape == MASK.shape}  # fmt: skip
-        ratio, advantages = np.exp(batch["log_ratio"]), batch["advantages"]
-        shift = batch["values"] - batch["old_values"]
-        held = batch["old_values"] + np.clip(shift, -0.3, 0.3)
-        farther = np.abs(batch["values"] - batch["returns"]) > np.abs(
-            held - batch["returns"]
-        )
-        for up, sign in [(True, 1), (True, -1), (False, 1), (False, -1)]:
-            assert np.any(
-                (ratio > 2.5 if up else ratio < 0.6) & (sign * advantages > 0)
-            )
-            assert np.any(
-                (shift > 0.3 if up else shift < -0.3) & (farther == (sign > 0))
-            )
-        assert np.any((0.85 < ratio) & (ratio < 1.35)) and np.any(np.abs(shift) < 0.3)
-        assert np.any(batch["discounts"] == 0) and np.any(batch["lambda_"] == 0)
+        batch = tokens(np.random.default_rng(seed))
+        x, advantages, v, old, returns, *steps = (batch[name][MASK] for name in names)
+        for out in (x > math.log(2.5), x < math.log(0.6)):
+            assert np.any(out & (advantages > 0)) and np.any(out & (advantages < 0))
+        shift = v - old
+        held = old + np.clip(shift, -0.3, 0.3)
+        farther = np.abs(v - returns) > np.abs(held - returns)
+        for out in (shift > 0.3, shift < -0.3):
+            assert np.any(out & farther) and np.any(out & ~farther)
+        assert np.any(np.abs(x) < math.log(1.15)) and np.any(np.abs(shift) < 0.3)
+        side = np.sign(advantages) * (np.exp(x) - 1)  # clipped by one width only
+        assert np.any((0.15 < side) & (side < 0.35) & (x > 0))
+        assert np.any((0.15 < side) & (side < 0.35) & (x < 0))
+        assert all(np.any(step == 0) for step in steps)
 
 
 # --- on the bounds, exactly ---
@@ -138,6 +137,10 @@ def test_bounds_are_within():
     lower = jaxppo.clip_fraction_lower(x, signs, clip_eps=1 - low)
     upper = jaxppo.clip_fraction_upper(x, signs, clip_eps=high - 1)
     np.testing.assert_array_equal([lower, upper], 0)
+    # An advantage of 0 has no side to be clipped on.
+    lower = jaxppo.clip_fraction_lower(x, 0 * signs, clip_eps=0.01)
+    upper = jaxppo.clip_fraction_upper(x, 0 * signs, clip_eps=0.01)
+    np.testing.assert_array_equal([lower, upper], 0)
 
 
 # --- cancellation ---
@@ -171,8 +174,9 @@ def constant_groups(request):
 
 
 def test_equal_rewards_give_exactly_zero(constant_groups):
+    scaled = functools.partial(jaxppo.group_advantages, eps=0.0)
     for rewards, mask, n in constant_groups:
-        for estimator in (jaxppo.group_advantages, jaxppo.leave_one_out_advantages):
+        for estimator in (scaled, jaxppo.leave_one_out_advantages):
             np.testing.assert_array_equal(estimator(rewards, mask, group_size=n), 0)
 
 
@@ -215,7 +219,10 @@ def test_whitening_next_to_nothing(count, ddof):
 
 def test_no_more_entries_than_ddof_have_no_variance():
     x = jnp.array([1.0, 3.0])
-    assert jaxppo.masked_variance(x, ddof=2) == jaxppo.masked_variance(x, ddof=3) == 0
+    for ddof in (2, 3):
+        assert jaxppo.masked_variance(x, ddof=ddof) == 0
+        advantages = jaxppo.group_advantages(x, group_size=2, ddof=ddof)
+        np.testing.assert_array_equal(advantages, 0)
 
 
 def test_a_large_mean_costs_no_digits():
@@ -250,7 +257,7 @@ def test_an_empty_row_counts_for_nothing(case):
     inputs = case.inputs(0, np.float32)
     empty = ~inputs["mask"].any(-1)
     assert empty.sum() == 1
-    rest = {k: x if k in case.shared else x[~empty] for k, x in inputs.items()}
+    rest = {k: x if k in case.shared.split() else x[~empty] for k, x in inputs.items()}
     got, without = jitted(case)(**inputs), jitted(case)(**rest)
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(without), strict=True):
         if x.ndim:
@@ -308,9 +315,6 @@ def test_nan_at_a_valid_token_shows(case):
             assert any(np.any(np.isnan(x)) for x in out), name
 
 
-DISCOUNTS = jnp.array([0.9, 0.9, 0.0])
-
-
 @pytest.mark.parametrize(
     ("fn", "last"),
     [
@@ -325,11 +329,12 @@ def test_a_terminal_step_forgets_what_it_led_to(fn, last):
     inputs = dict(rewards=jnp.array([1.0, 2.0, 3.0]), values=jnp.array([0.1, 0.2, 0.3]))
     inputs["log_ratio"] = jnp.array([0.3, -0.3, 0.1])
     inputs = {k: x for k, x in inputs.items() if k in inspect.signature(fn).parameters}
+    discounts = jnp.array([0.9, 0.9, 0.0])
 
     @jax.jit
     def value_and_grad(inputs, end):
         end = {"bootstrap_value": end, "next_values": jnp.stack([0.5, 0.5, end])}[last]
-        total = lambda inputs: mix(fn(**inputs, discounts=DISCOUNTS, **{last: end}))
+        total = lambda inputs: mix(fn(**inputs, discounts=discounts, **{last: end}))
         return jax.value_and_grad(total)(inputs)
 
     for bad in (NAN, INF, -INF):

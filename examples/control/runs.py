@@ -27,7 +27,7 @@ class Options(PPO):
     seeds: int = 1
     """Independent runs, side by side; the picture shows median and quartiles."""
     num_evals: int = 24
-    """How often to evaluate, write metrics and save a checkpoint."""
+    """How many times at least to evaluate, write metrics and save a checkpoint."""
     out: Path | None = None
     """Folder for everything written; made from the time if not given."""
     resume: Path | None = None
