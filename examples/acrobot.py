@@ -8,7 +8,6 @@ Needs gymnax: pip install "jaxppo[examples,gymnax]"
 
 import dataclasses
 
-import tyro
 from control import adapters, runs
 
 
@@ -25,6 +24,6 @@ class Options(runs.Options):
 OPTIONS = Options(total_steps=500_000, num_envs=16, num_steps=128, learning_rate=1e-3)
 
 if __name__ == "__main__":
-    options = tyro.cli(Options, default=OPTIONS, description=__doc__.partition("\n")[0])
+    options = runs.parse(OPTIONS, __doc__)
     env = adapters.from_gymnax(options.env_name)
     runs.train(options.env_name.lower(), env, options, goal=options.goal)

@@ -14,10 +14,8 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 from control import adapters, policies, training
-from control.environments import Environment
 from flax import nnx
 from tqdm import tqdm
 
@@ -47,23 +45,19 @@ OPTIONS = Options(
 
 
 def train(options: Options) -> list[float]:
-    """Returns of the episodes played, in order."""
+    """Returns of the last hundred episodes played, in order."""
     envs = gymnasium.make_vec(options.env_name, options.num_envs, "sync")
     envs = gymnasium.wrappers.vector.RecordEpisodeStatistics(envs)
     env = adapters.GymnasiumVector(envs, seed=options.seed)
-    spec = Environment(
-        *(None, None),  # it steps on the host
-        obs_shape=envs.single_observation_space.shape,
-        num_actions=int(envs.single_action_space.n),
-    )
+    actions = envs.single_action_space
+    if not isinstance(actions, gymnasium.spaces.Discrete):
+        raise SystemExit(
+            f"{options.env_name} has actions {actions}, not discrete ones."
+        )
     key = jax.random.key(options.seed)
-    net = policies.ActorCritic(spec, options.hidden, nnx.Rngs(key))
+    sizes = env.obs.shape[-1], int(actions.n)
+    net = policies.ActorCritic(*sizes, options.hidden, nnx.Rngs(key))
     graph, params = nnx.split(net)
-    clip = optax.clip_by_global_norm(options.max_grad_norm)
-    tx = optax.chain(
-        optax.partition({"actor": clip, "critic": clip}, training.actor_or_critic),
-        optax.adam(options.learning_rate, eps=1e-5),
-    )
 
     def loss_fn(params, batch):
         net = nnx.merge(graph, params)
@@ -85,7 +79,7 @@ def train(options: Options) -> list[float]:
 
     learner = jaxppo.learner(
         loss_fn,
-        tx,
+        training.optimizer(options),
         num_epochs=options.num_epochs,
         num_minibatches=options.num_minibatches,
     )

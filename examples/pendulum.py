@@ -4,7 +4,6 @@ python examples/pendulum.py --help
 python examples/pendulum.py --seeds 5 --out runs/five
 """
 
-import tyro
 from control import environments, runs
 
 OPTIONS = runs.Options(
@@ -19,7 +18,5 @@ OPTIONS = runs.Options(
 )
 
 if __name__ == "__main__":
-    options = tyro.cli(
-        runs.Options, default=OPTIONS, description=__doc__.partition("\n")[0]
-    )
+    options = runs.parse(OPTIONS, __doc__)
     runs.train("pendulum", environments.pendulum(), options, goal=-250)

@@ -189,6 +189,13 @@ def _check_axes(fn: str, batch: Any, axis_name: AxisName | None) -> None:
             f"`axis_name` = {axis_name!r} leaves out: each device would divide by its "
             f"own counts. Pass axis_name={tuple(sorted(varies | named))!r}."
         )
+    for name in named - varies:
+        if name in _vma(jax.lax.axis_index(name)):  # `shard_map` does track
+            raise ValueError(
+                f"{fn}: `axis_name` = {axis_name!r}, but the batch is the same all "
+                f"along mesh axis {name!r}: its gradient would count once a device. "
+                f"Shard the batch over {name!r} (`in_specs`), or leave the axis out."
+            )
 
 
 def _varying(params: Any, axis_name: AxisName | None) -> Any:

@@ -40,7 +40,8 @@ def token_mean(per_token: PerToken, mask: Mask | None = None) -> Mean:
 def token_sum(per_token: PerToken, mask: Mask | None = None) -> Mean:
     """The sum over tokens, divided by nothing: sum of m L.
 
-    Its `Mean` has count 0, so that parts of a batch add up to the whole batch's sum.
+    Its `Mean` has count 0, so that parts of a batch add up to the whole batch's sum;
+    a metric aggregated so adds up over the steps of an update, too.
 
     Args:
       per_token: losses, any shape.

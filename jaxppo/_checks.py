@@ -210,3 +210,11 @@ def rows(fn: str, batch: Any, **parts: int) -> int:
             f"divisor, or pad to {-common[0] % product + common[0]} rows with mask 0."
         )
     return common[0]
+
+
+def function(fn: str, name: str, value: Any, example: str) -> None:
+    """Checks that something can be called."""
+    if not callable(value):
+        raise TypeError(
+            f"{fn}: `{name}` is {value!r}; expected a function, such as `{example}`."
+        )

@@ -53,7 +53,7 @@ def band_weights(
 
     Raises:
       TypeError: log_ratio is not a floating-point array.
-      ValueError: low is negative, or high is not positive.
+      ValueError: low is negative, or high is below it.
 
     Example:
       >>> import jax.numpy as jnp, jaxppo
@@ -61,7 +61,8 @@ def band_weights(
       Array([0. , 0.5, 0. ], dtype=float32)
     """
     (x,) = _checks.arrays("band_weights", log_ratio=log_ratio)
+    least = 0 if isinstance(low, jax.Array) else low
     low = _checks.number("band_weights", "low", low, "[0, inf)", x.dtype)
-    high = _checks.number("band_weights", "high", high, "(0, inf]", x.dtype)
+    high = _checks.number("band_weights", "high", high, f"[{least}, inf]", x.dtype)
     ratio = jax.lax.stop_gradient(jnp.exp(x))
     return jnp.where((ratio < low) | (ratio > high), 0, ratio)  # keeps a NaN in sight

@@ -124,11 +124,7 @@ def unbiased_gradient_kl(
       Array([0.5], dtype=float32)
     """
     (x,) = _checks.arrays("unbiased_gradient_kl", log_ratio=log_ratio)
-    if not callable(estimator):
-        raise TypeError(
-            f"unbiased_gradient_kl: `estimator` is {estimator!r}; expected a function, "
-            "such as `jaxppo.kl_k3`."
-        )
+    _checks.function("unbiased_gradient_kl", "estimator", estimator, "jaxppo.kl_k3")
     k2 = kl_k2(x)
     return jax.lax.stop_gradient(estimator(x)) + (k2 - jax.lax.stop_gradient(k2))
 

@@ -84,9 +84,10 @@ def learner(
 
     Returns:
       `Learner(init, update)`. `update(state, batch, key=None)` returns the new state
-      and metrics merged over all steps: loss_fn's, and `loss` (besides each term's
-      name, for a dict), `grad_norm`, `skipped`, and with a target-KL `stopped`, the
-      share of steps not made because of it. The key is consumed.
+      and metrics: loss_fn's (and each term, for a dict) merged over the steps that were
+      not skipped; over all steps `loss`, `grad_norm`, `skipped` (the share of steps
+      skipped; its total is their number), and with a target-KL `stopped`, the share of
+      steps not made because of it. The key is consumed.
 
     Raises:
       TypeError: a count is not an integer, or loss_fn is not of the form above.
@@ -103,23 +104,18 @@ def learner(
       >>> state.params, state.step
       (Array(0.75, dtype=float32), Array(2, dtype=int32))
     """
-    fn = "learner"
-    _checks.count(fn, "num_epochs", num_epochs)
-    _checks.count(fn, "num_minibatches", num_minibatches)
-    _checks.count(fn, "num_microbatches", num_microbatches)
-    can_stop = False
-    for name, target in (
-        ("minibatch_target_kl", minibatch_target_kl),
-        ("epoch_target_kl", epoch_target_kl),
-    ):
-        if target is not None:
-            _checks.number(fn, name, target, "(0, inf]", jnp.float32)
-            can_stop = True
+    counts = {
+        "num_epochs": num_epochs,
+        "num_minibatches": num_minibatches,
+        "num_microbatches": num_microbatches,
+    }
+    targets = {
+        "minibatch_target_kl": minibatch_target_kl,
+        "epoch_target_kl": epoch_target_kl,
+    }
     schedules, adaptive = dict(schedules or {}), dict(adaptive or {})
-    if twice := schedules.keys() & adaptive.keys():
-        raise ValueError(
-            f"{fn}: {sorted(twice)} are in both `schedules` and `adaptive`."
-        )
+    _check_arguments(loss_fn, tx, counts, targets, schedules, adaptive)
+    can_stop = any(target is not None for target in targets.values())
     tx = optax.with_extra_args_support(tx)
 
     def init(params: Any) -> TrainState:
@@ -142,20 +138,21 @@ def learner(
         if minibatch_target_kl is not None:
             stop = kl > minibatch_target_kl
         state, finite = _apply(tx, state, grads, loss_value(loss), ~stop)
-        return state, (_report(metrics, loss, grads, finite), stop, kl)
+        terms = {} if isinstance(loss, Mean) else loss
+        return state, (metrics | terms, _own(loss, grads, finite), stop, kl)
 
     def minibatch(batch: Any, state_stopped: Any, index: jax.Array | None):
         state, stopped = state_stopped
         part = batch if index is None else _take(batch, index)
         if not can_stop:
-            state, (metrics, _, kl) = take_step(state, part)
-            return (state, stopped), (metrics, ~stopped, kl)
+            state, (metrics, own, _, kl) = take_step(state, part)
+            return (state, stopped), (metrics, own, ~stopped, kl)
         shapes = jax.eval_shape(take_step, state, part)[1]
         nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        state, (metrics, stop, kl) = jax.lax.cond(
+        state, (metrics, own, stop, kl) = jax.lax.cond(
             stopped, lambda state, _: (state, nothing), take_step, state, part
         )
-        return (state, stopped | stop), (metrics, ~stopped, kl)
+        return (state, stopped | stop), (metrics, own, ~stopped, kl)
 
     def epoch(batch: Any, rows: int, state_stopped: Any, key: jax.Array | None):
         index: Any = [None]
@@ -163,10 +160,10 @@ def learner(
             order = jax.random.permutation(key, rows)
             index = order.reshape(num_minibatches, -1)
         out = _scan(partial(minibatch, batch), state_stopped, index)
-        (state, stopped), (metrics, made, kl) = out
+        (state, stopped), (metrics, own, made, kl) = out
         if epoch_target_kl is not None:
             stopped = stopped | (kl[-1] > epoch_target_kl)
-        return (state, stopped), (metrics, made)
+        return (state, stopped), (metrics, own, made)
 
     def update(state: TrainState, batch: Any, key: jax.Array | None = None):
         name = "learner.update"
@@ -185,8 +182,10 @@ def learner(
         start = (state, jnp.zeros((), bool))
         (state, _), stacked = _scan(partial(epoch, batch, rows), start, keys)
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), stacked)
-        metrics, made = flat
-        metrics = reduce(metrics, made if can_stop else None)
+        metrics, own, made = flat
+        # A step that was skipped shows in `loss`; what else it measured is not counted.
+        metrics = reduce(metrics, made & (own["skipped"].total == 0))
+        metrics |= reduce(own, made)
         if can_stop:
             missed = (~made).astype(jnp.float32)
             metrics["stopped"] = Mean(jnp.sum(missed), jnp.sum(jnp.ones_like(missed)))
@@ -258,6 +257,41 @@ def check_progress(state: TrainState, *, max_skipped: int = 10) -> None:
         )
 
 
+def _check_arguments(
+    loss_fn: Any,
+    tx: Any,
+    counts: Mapping[str, int],
+    targets: Mapping[str, Scalar | None],
+    schedules: Mapping[str, Any],
+    adaptive: Mapping[str, Any],
+) -> None:
+    fn = "learner"
+    _checks.function(fn, "loss_fn", loss_fn, "loss_fn(params, batch)")
+    if not isinstance(tx, optax.GradientTransformation):
+        raise TypeError(
+            f"{fn}: `tx` is {tx!r}; expected an optax optimiser, such as "
+            "`optax.adam(3e-4)`."
+        )
+    for name, value in counts.items():
+        _checks.count(fn, name, value)
+    for name, target in targets.items():
+        if target is not None:
+            _checks.number(fn, name, target, "(0, inf]", jnp.float32)
+    if twice := schedules.keys() & adaptive.keys():
+        raise ValueError(
+            f"{fn}: {sorted(twice)} are in both `schedules` and `adaptive`."
+        )
+    example = "optax.linear_schedule(0.2, 0.1, 1000)"
+    for name, schedule in schedules.items():
+        _checks.function(fn, f"schedules[{name!r}]", schedule, example)
+    for name, controller in adaptive.items():
+        if not isinstance(controller, Controller):
+            raise TypeError(
+                f"{fn}: `adaptive[{name!r}]` is {controller!r}; expected a "
+                "`jaxppo.Controller`, such as `jaxppo.adaptive_kl(target=0.1)`."
+            )
+
+
 def _apply(
     tx: optax.GradientTransformationExtraArgs,
     state: TrainState,
@@ -283,27 +317,25 @@ def _apply(
     return jax.tree.map(partial(jnp.where, finite & wanted), taken, left), finite
 
 
-def _report(
-    metrics: dict[str, Metric],
-    loss: Mean | dict[str, Mean],
-    grads: Any,
-    finite: jax.Array,
+def _own(
+    loss: Mean | dict[str, Mean], grads: Any, finite: jax.Array
 ) -> dict[str, Metric]:
-    """The loss function's metrics, and the learner's own."""
+    """The learner's own metrics of one step."""
     value = loss_value(loss)
     one = jnp.ones((), value.dtype)
-    own = {
+    return {
+        "loss": Mean(value, one),
         "grad_norm": Mean(_norm(grads).astype(value.dtype), one),
         "skipped": Mean((~finite).astype(value.dtype), one),
     }
-    if isinstance(loss, Mean):
-        return metrics | own | {"loss": loss}
-    return metrics | loss | own | {"loss": Mean(value, one)}
 
 
 def _take(batch: Any, index: jax.Array) -> Any:
     return jax.tree.map(
-        lambda x: x.at[index].get(mode="promise_in_bounds", unique_indices=True), batch
+        lambda x: (
+            jnp.asarray(x).at[index].get(mode="promise_in_bounds", unique_indices=True)
+        ),
+        batch,
     )
 
 

@@ -81,10 +81,10 @@ def ppo_loss(
 
     Returns:
       `(loss, metrics)`, scalars as `Mean`, `Max` or `Min`; `finalize` divides.
-      Metrics: `policy_loss`, and `value_loss`, `entropy`, `kl` if there, through
-      `aggregate`, so that they add up to the loss; over tokens `approx_kl` (k3),
-      `approx_kl_k1`, `clip_fraction`, `clip_fraction_lower`, `clip_fraction_upper`,
-      `bound_fraction`, `ratio_max`, `ratio_min`.
+      Metrics: `policy_loss`, and `value_loss` if there, through `aggregate`; per token
+      `entropy` and `kl` if there, `approx_kl` (k3), `approx_kl_k1`, `clip_fraction`,
+      `clip_fraction_lower`, `clip_fraction_upper`, `bound_fraction`, and the extrema
+      `ratio_max`, `ratio_min`.
 
     Raises:
       TypeError: an array is not floating point, or the mask is.
@@ -112,6 +112,7 @@ def ppo_loss(
     def number(name: str, value: Scalar, interval: str) -> Array:
         return _checks.number(fn, name, value, interval, dtype)
 
+    _checks.function(fn, "aggregate", aggregate, "jaxppo.token_mean")
     clip_eps = number("clip_eps", clip_eps, "(0, 1)")
     high = clip_eps
     if clip_eps_high is not None:
@@ -126,7 +127,7 @@ def ppo_loss(
     )
     if weights is not None:
         policy = policy * jax.lax.stop_gradient(given("weights", weights, rows=True))
-    terms, loss = {"policy_loss": policy}, policy
+    losses, terms, loss = {"policy_loss": policy}, {}, policy
 
     if (values is None) != (returns is None):
         raise ValueError(f"{fn}: the value term needs both `values` and `returns`.")
@@ -135,15 +136,15 @@ def ppo_loss(
     if values is not None and returns is not None:
         values, returns = given("values", values), given("returns", returns)
         if value_clip_eps is None or old_values is None:
-            terms["value_loss"] = squared_value(values, returns, mask)
+            losses["value_loss"] = squared_value(values, returns, mask)
         else:
             value_clip_eps = number("value_clip_eps", value_clip_eps, "(0, inf]")
             old_values = given("old_values", old_values)
-            terms["value_loss"] = clipped_value(
+            losses["value_loss"] = clipped_value(
                 values, old_values, returns, mask, clip_eps=value_clip_eps
             )
         coef = number("value_coef", value_coef, "[0, inf)")
-        loss = loss + coef * terms["value_loss"]
+        loss = loss + coef * losses["value_loss"]
     _needs(fn, "entropy_coef", entropy_coef, "entropy", entropy)
     if entropy is not None:
         terms["entropy"] = given("entropy", entropy)
@@ -152,10 +153,27 @@ def ppo_loss(
     _needs(fn, "kl_coef", kl_coef, "ref_log_probs", ref_log_probs)
     if ref_log_probs is not None:
         ref = given("ref_log_probs", ref_log_probs)
-        terms["kl"] = kl(log_ratio(log_probs, ref, mask))
+        _checks.function(fn, "kl", kl, "jaxppo.kl_k3")
+        divergence = kl(log_ratio(log_probs, ref, mask))
+        _, terms["kl"] = _checks.arrays(fn, log_probs=log_probs, kl=divergence)
         loss = loss + number("kl_coef", kl_coef, "[0, inf)") * terms["kl"]
 
-    metrics = {name: aggregate(term, mask) for name, term in terms.items()}
+    out = aggregate(loss, mask)
+    if not isinstance(out, Mean):
+        raise TypeError(
+            f"{fn}: `aggregate` returned a {type(out).__name__}; expected a "
+            "`jaxppo.Mean`, as `token_mean` and its kin return."
+        )
+    metrics = {name: aggregate(term, mask) for name, term in losses.items()}
+    metrics |= {name: token_mean(term, mask) for name, term in terms.items()}
+    metrics |= _diagnostics(x, advantages, mask, clip_eps, high)
+    return out, jax.lax.stop_gradient(metrics)
+
+
+def _diagnostics(
+    x: Array, advantages: Array, mask: Array | None, clip_eps: Array, high: Array
+) -> dict[str, Metric]:
+    """How far the policy has moved, and what the clip does about it."""
     per_token = {
         "approx_kl": approx_kl_k3(x),
         "approx_kl_k1": approx_kl_k1(x),
@@ -164,9 +182,8 @@ def ppo_loss(
         "clip_fraction_upper": clip_fraction_upper(x, advantages, clip_eps=high),
         "bound_fraction": bound_fraction(x),
     }
-    metrics |= {name: token_mean(x, mask) for name, x in per_token.items()}
-    metrics |= {"ratio_max": ratio_max(x, mask), "ratio_min": ratio_min(x, mask)}
-    return aggregate(loss, mask), jax.lax.stop_gradient(metrics)
+    extrema = {"ratio_max": ratio_max(x, mask), "ratio_min": ratio_min(x, mask)}
+    return {name: token_mean(x, mask) for name, x in per_token.items()} | extrema
 
 
 def _needs(fn: str, name: str, value: Scalar | None, array: str, x: object) -> None:

@@ -119,8 +119,13 @@ def whiten(
     eps = _checks.number("whiten", "eps", eps, "[0, inf)", x.dtype)
     centred, count = _centred("whiten", x, mask)
     variance = _variance(centred, count, ddof)
-    # Constant input divides by 1, not by 0: its gradient is finite, too.
-    return centred / (jnp.sqrt(jnp.where(variance == 0, 1, variance)) + eps)
+    # Entries that differ in their last bit only are equal, and 0; dividing them by 1
+    # and not by 0 makes their gradient finite, too.
+    rounding = jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), initial=0)
+    equal = variance <= rounding**2
+    return jnp.where(
+        equal, 0, centred / (jnp.sqrt(jnp.where(equal, 1, variance)) + eps)
+    )
 
 
 def _count(fn: str, x: Array, mask: Mask | None) -> Array:

@@ -23,7 +23,8 @@ def log_ratio(
 
     Beyond `max_abs` the log-ratio is held and its gradient is 0, so that infinite or
     absurd log-probs of valid tokens give finite losses and gradients; such tokens
-    are counted by `bound_fraction`. A NaN at a valid token is not hidden.
+    are counted by `bound_fraction`. A NaN at a valid token (or -inf from both policies,
+    which says nothing) is not hidden.
 
     Args:
       log_probs: log pi of the sampled actions, nats, differentiated; any shape.

@@ -57,7 +57,9 @@ class Mean:
     count: Leaf
 
     def __add__(self, other: Mean) -> Mean:
-        """Merge with another part of the same mean."""
+        """Merge with another part of the *same* mean; different losses add by value."""
+        if not isinstance(other, Mean):
+            return NotImplemented
         return Mean(self.total + other.total, self.count + other.count)
 
     def __radd__(self, other: int) -> Mean:
@@ -66,6 +68,8 @@ class Mean:
 
     def __mul__(self, coef: Scalar) -> Mean:
         """Scale the mean: its total is multiplied, its count stays."""
+        if isinstance(coef, Mean):
+            return NotImplemented
         return Mean(self.total * coef, self.count)
 
     __rmul__ = __mul__

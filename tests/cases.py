@@ -45,15 +45,22 @@ def tokens(rng):
     """Sequences of tokens, or trajectories, with time last."""
     draw = functools.partial(rng.normal, size=MASK.shape)
     log_ratio, advantages, shift = draw(0, 0.3), draw(), draw(0, 0.2)
-    for row in (0, 3):  # each outlier with each sign of the advantage
-        log_ratio[row, [0, 1, 3, 4]] = rng.normal([2.0, 2.0, -2.0, -2.0], 0.1)
-        advantages[row, [0, 1, 3, 4]] = np.abs(draw()[row, :4]) * [1, -1, 1, -1]
-        shift[row, [0, 1, 3, 4]] = rng.normal([1.0, 1.0, -1.0, -1.0], 0.1)
-    advantages[3, 0] *= -1  # so that one advantage per sequence is of each sign
-    log_ratio[3, [2, 5]] = rng.normal([0.22, -0.29], 0.01)  # within one clip width only
-    advantages[3, [2, 5]] = np.abs(draw()[3, [2, 5]]) * [1, -1]
     old_log_probs = -rng.gamma(1.0, 1.0, MASK.shape)
-    values = draw()
+    old_values, returns = draw(), draw()
+    for row in (0, 3):  # each outlier on either side of what it is weighed against
+        at = row, [0, 1, 3, 4]
+        log_ratio[at] = rng.normal([2.0, 2.0, -2.0, -2.0], 0.1)
+        advantages[at] = np.abs(advantages[at]) * [1, -1, 1, -1]
+        shift[at] = rng.normal([1.0, 1.0, -1.0, -1.0], 0.1)
+        returns[at] = rng.normal(old_values[at] + [2.0, -1.0, -2.0, 1.0], 0.1)
+    advantages[3, 0] *= -1  # so that one advantage per sequence is of each sign
+    # Two that are clipped by one of the widths only, and one that is not clipped.
+    log_ratio[3, [2, 5, 6]] = rng.normal([0.22, -0.29, 0.05], 0.01)
+    advantages[3, [2, 5]] = np.abs(advantages[3, [2, 5]]) * [1, -1]
+    discounts = rng.uniform(0.8, 1.0, MASK.shape)
+    lambda_ = rng.uniform(0.6, 1.0, MASK.shape)
+    discounts[0, 3] = discounts[3, 1] = 0  # the end of an episode
+    lambda_[0, 1] = lambda_[3, 4] = 0  # a time limit
     return dict(
         log_ratio=log_ratio,
         log_probs=old_log_probs + log_ratio,
@@ -62,14 +69,14 @@ def tokens(rng):
         advantages=advantages,
         weights=rng.uniform(0.3, 2.0, MASK.shape),
         entropy=rng.uniform(0.1, 2.0, MASK.shape),
-        values=values,
-        old_values=values + shift,
-        returns=draw(),
+        values=old_values + shift,
+        old_values=old_values,
+        returns=returns,
         rewards=draw(),
         next_values=draw(),
         bootstrap_value=rng.normal(size=len(MASK)),
-        discounts=rng.uniform(0.8, 1.0, MASK.shape) * (rng.random(MASK.shape) > 0.15),
-        lambda_=rng.uniform(0.6, 1.0, MASK.shape) * (rng.random(MASK.shape) > 0.15),
+        discounts=discounts,
+        lambda_=lambda_,
         x=draw(3.0, 2.0),
         per_token=draw(),
         mask=MASK,

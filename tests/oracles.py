@@ -422,23 +422,22 @@ def ppo_loss(
     surrogate = clipped_surrogate(
         x, advantages, clip_eps=clip_eps, clip_eps_high=high, dual_clip=dual_clip
     )
-    terms = {"policy_loss": weights * surrogate}
-    loss = terms["policy_loss"]
+    losses, per_token = {"policy_loss": weights * surrogate}, {}
+    loss = losses["policy_loss"]
     if values is not None:
         reach = math.inf if value_clip_eps is None else value_clip_eps
         old_values = values if old_values is None else old_values
-        terms["value_loss"] = clipped_value(
+        losses["value_loss"] = clipped_value(
             values, old_values, returns, mask, clip_eps=reach
         )
-        loss = loss + value_coef * terms["value_loss"]
+        loss = loss + value_coef * losses["value_loss"]
     if entropy is not None:
-        terms["entropy"] = entropy
+        per_token["entropy"] = entropy
         loss = loss - entropy_coef * entropy
     if ref_log_probs is not None:
-        terms["kl"] = kl(log_ratio(log_probs, ref_log_probs, mask))
-        loss = loss + kl_coef * terms["kl"]
-    metrics = {name: aggregate(term, mask) for name, term in terms.items()}
-    per_token = {
+        per_token["kl"] = kl(log_ratio(log_probs, ref_log_probs, mask))
+        loss = loss + kl_coef * per_token["kl"]
+    per_token |= {
         "approx_kl": approx_kl_k3(x),
         "approx_kl_k1": approx_kl_k1(x),
         "clip_fraction": clip_fraction(x, clip_eps=clip_eps, clip_eps_high=high),
@@ -446,6 +445,7 @@ def ppo_loss(
         "clip_fraction_upper": clip_fraction_upper(x, advantages, clip_eps=high),
         "bound_fraction": bound_fraction(x),
     }
+    metrics = {name: aggregate(term, mask) for name, term in losses.items()}
     metrics |= {name: token_mean(term, mask) for name, term in per_token.items()}
     metrics |= {"ratio_max": ratio_max(x, mask), "ratio_min": ratio_min(x, mask)}
     return aggregate(loss, mask), metrics

@@ -212,6 +212,7 @@ OUT_OF_RANGE = {
     "(0, inf]": [0.0, -0.2, NAN],
     "[0, inf)": [-1e-6, INF, NAN],
     "(1, inf]": [1, 0.5, -3, NAN],
+    "[0.6, inf]": [0.59, 0.0, NAN],
     "(-inf, inf)": [INF, -INF, NAN],
 }
 RANGES = {
@@ -234,7 +235,7 @@ RANGES = {
     ),
     jaxppo.group_advantages: dict(ddof="[0, inf)", eps="[0, inf)"),
     jaxppo.truncated_weights: dict(cap="(0, inf]"),
-    jaxppo.band_weights: dict(low="[0, inf)", high="(0, inf]"),
+    jaxppo.band_weights: dict(low="[0, inf)", high="[0.6, inf]"),  # from `low` on
     jaxppo.clip_fraction: dict(clip_eps="(0, 1)", clip_eps_high="(0, inf)"),
     jaxppo.clip_fraction_lower: dict(clip_eps="(0, 1)"),
     jaxppo.clip_fraction_upper: dict(clip_eps="(0, inf)"),
@@ -349,7 +350,7 @@ def test_group_sizes(fn, size, error, fragment):
             jaxppo.unbiased_gradient_kl,
             dict(log_ratio=X, estimator="k3"),
             TypeError,
-            ["`estimator` is 'k3'", "such as `jaxppo.kl_k3`"],
+            ["`estimator` is 'k3'; expected a function, such as "],
         ),
         (jaxppo.ppo_loss, LOSS | dict(values=X), ValueError, ["`values`", "`returns`"]),
         (
@@ -385,6 +386,30 @@ def test_arguments_that_need_each_other(fn, inputs, error, fragments):
     assert said.startswith(f"{fn.__name__}: ")
     for fragment in fragments:
         assert fragment in said
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        (
+            dict(aggregate="mean"),
+            "`aggregate` is 'mean'; expected a function, such as ",
+        ),
+        (
+            dict(aggregate=lambda x, mask: 0.0),
+            "`aggregate` returned a float; expected a `jaxppo.Mean`",
+        ),
+        (dict(ref_log_probs=X, kl="k3"), "`kl` is 'k3'; expected a function, such as "),
+        (
+            dict(ref_log_probs=X, kl=jnp.sum),
+            "`kl` has shape (), but `log_probs` has shape (2, 3)",
+        ),
+    ],
+)
+def test_functions_that_are_passed(inputs, expected):
+    error = ValueError if "shape" in expected else TypeError
+    said = message(error, functools.partial(jaxppo.ppo_loss, **LOSS), **inputs)
+    assert said.startswith(f"ppo_loss: {expected}")
 
 
 def test_a_traced_coefficient_needs_its_array():
@@ -477,3 +502,40 @@ def test_nothing_depends_on_assert():
     for file in Path(inspect.getfile(jaxppo)).parent.glob("*.py"):
         tree = ast.parse(file.read_text("utf-8"))
         assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), file
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "fragments"),
+    [
+        (
+            lambda x: jaxppo.band_weights(x, low=3.0, high=2.0),
+            ValueError,
+            ["band_weights", "`high` = 2.0", "[3.0, inf]"],
+        ),
+        (
+            lambda x: jaxppo.ppo_loss(x, x, x, aggregate="token_mean"),
+            TypeError,
+            ["ppo_loss", "`aggregate`", "'token_mean'", "function"],
+        ),
+        (
+            lambda x: jaxppo.ppo_loss(x, x, x, aggregate=lambda x, mask: x.mean()),
+            TypeError,
+            ["ppo_loss", "`aggregate`", "Mean", "token_mean"],
+        ),
+        (
+            lambda x: jaxppo.ppo_loss(x, x, x, ref_log_probs=x, kl="k3"),
+            TypeError,
+            ["ppo_loss", "`kl`", "'k3'", "function"],
+        ),
+        (
+            lambda x: jaxppo.ppo_loss(x, x, x, ref_log_probs=x, kl=jnp.sum),
+            ValueError,
+            ["ppo_loss", "`kl`", "()", "(1, 3)"],
+        ),
+    ],
+)
+def test_what_else_would_go_wrong_silently(call, error, fragments):
+    with pytest.raises(error) as info:
+        call(jnp.zeros((1, 3)))
+    for fragment in fragments:
+        assert fragment in str(info.value)

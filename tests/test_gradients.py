@@ -3,9 +3,13 @@
 `chex.assert_numerical_grads` is not used: it passes gradients that are ten times wrong.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 from cases import ARRAYS, each_case, jitted_gradient, mix
+
+import jaxppo
 
 STEP = 1e-4
 
@@ -50,3 +54,15 @@ def test_constants_have_no_gradient(case):
     grads = jitted_gradient(case)(**case.inputs(0, np.float32))
     for name in case.constants.split():
         np.testing.assert_array_equal(grads.get(name, 0), 0, err_msg=name)
+
+
+each_loss = pytest.mark.parametrize(
+    "case", [case for case in ARRAYS if case.fn is jaxppo.ppo_loss], ids=str
+)
+
+
+@each_loss
+def test_metrics_have_no_gradient(case):
+    metrics = dataclasses.replace(case, differentiated=lambda out: out[1])
+    for grad in jitted_gradient(metrics)(**case.inputs(0, np.float32)).values():
+        np.testing.assert_array_equal(grad, 0)

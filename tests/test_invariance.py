@@ -193,6 +193,18 @@ def test_shard_map_without_axis_name_is_refused():
         jax.jit(step)(params_of(1), batch_of(0))
 
 
+def test_axis_name_of_a_replicated_batch_is_refused():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    step = jax.shard_map(
+        partial(whole, three_terms, axis_name="data"),
+        mesh=mesh,
+        in_specs=PartitionSpec(),
+        out_specs=PartitionSpec(),
+    )
+    with pytest.raises(ValueError, match="the same all along mesh axis 'data'"):
+        jax.jit(step)(params_of(1), batch_of(0))
+
+
 @pytest.mark.parametrize(("minibatches", "place"), [(1, "jit"), (4, "jit"), (1, "map")])
 def test_whole_update_on_eight_devices(minibatches, place):
     """Epochs of minibatches, optimiser, guards and metrics, as on one device."""

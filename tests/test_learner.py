@@ -289,6 +289,35 @@ def test_step_that_is_not_finite_is_skipped(poison, microbatches):
     assert after.step == 2 and after.skipped == 0 and metrics["skipped"].value == 0
 
 
+def test_one_bad_minibatch_leaves_the_other_metrics_readable():
+    controller = jaxppo.adaptive_kl(target=0.02, init_coef=0.3, metric="approx_kl")
+
+    def with_coef(params, batch, *, kl_coef):
+        return loss_fn(params, batch)
+
+    learner = jaxppo.learner(
+        with_coef, ADAM, num_minibatches=4, adaptive={"kl_coef": controller}
+    )
+    bad = batch_of() | {"advantages": batch_of()["advantages"].at[5].set(jnp.nan)}
+    state, metrics = jax.jit(learner.update)(
+        learner.init(params_of()), bad, jax.random.key(0)
+    )
+    assert state.step == 3 and metrics["skipped"].total == 1
+    metrics = jaxppo.finalize(metrics)
+    assert np.isnan(metrics.pop("loss")) and np.isnan(metrics.pop("grad_norm"))
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert state.coefs["kl_coef"] != 0.3
+
+
+def test_numpy_batches():
+    batch = jax.tree.map(np.asarray, batch_of())
+    learner = jaxppo.learner(loss_fn, ADAM, num_minibatches=2, num_microbatches=2)
+    key = jax.random.key(0)
+    state, _ = learner.update(learner.init(params_of()), batch, key)
+    expected, _ = learner.update(learner.init(params_of()), batch_of(), key)
+    chex.assert_trees_all_close(state.params, expected.params, rtol=1e-6)
+
+
 def test_update_that_is_not_finite_is_skipped():
     """A finite gradient may become an infinite update, and a NaN loss have none."""
     learner = jaxppo.learner(loss_fn, optax.sgd(3e38))
@@ -498,8 +527,9 @@ def test_merging_metrics():
     assert (a + b).value == sum([a, b]).value == 2.0
     assert (0.5 * a).value == (a * 0.5).value == 1.5 and (a * 0.5).count == 1
     assert jaxppo.Mean(jnp.array(7.0), jnp.array(0.0)).value == 7.0
-    with pytest.raises(TypeError):
-        3 + a
+    for wrong in (lambda: 3 + a, lambda: a + 1.0, lambda: a * b):
+        with pytest.raises(TypeError):
+            wrong()
     high, low = jaxppo.Max(jnp.array(2.0)), jaxppo.Max(jnp.array(-2.0))
     assert (high + low).value == (low + high).value == 2
     high, low = jaxppo.Min(jnp.array(2.0)), jaxppo.Min(jnp.array(-2.0))
@@ -607,6 +637,10 @@ def test_reducing_stacked_metrics(kind):
             TypeError,
             ["loss_fn", "metric `x`", "float", "token_mean"],
         ),
+        (lambda: run(schedules={"x": 0.1}), TypeError, ["schedules['x']", "function"]),
+        (lambda: run(adaptive={"x": 0.1}), TypeError, ["adaptive['x']", "adaptive_kl"]),
+        (lambda: jaxppo.learner(loss_fn, optax.sgd), TypeError, ["`tx`", "optax"]),
+        (lambda: jaxppo.learner(None, ADAM), TypeError, ["`loss_fn`", "function"]),
         (
             lambda: run(loss=lambda p, b: jnp.sum(p["actor"])),
             TypeError,

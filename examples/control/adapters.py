@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from control.environments import Environment, Step
+from .environments import Environment, Step
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv

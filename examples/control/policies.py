@@ -65,10 +65,10 @@ def mlp(sizes: list[int], last_gain: float, rngs: nnx.Rngs) -> nnx.Sequential:
 class ActorCritic(nnx.Module):
     """Two separate networks: neither's gradient disturbs the other."""
 
-    def __init__(self, env: Environment, hidden: tuple[int, ...], rngs: nnx.Rngs):
+    def __init__(
+        self, obs_size: int, outputs: int, hidden: tuple[int, ...], rngs: nnx.Rngs
+    ):
         """Small last layer for the actor, so that it starts near uniform."""
-        (obs_size,) = env.obs_shape
-        outputs = policy_for(env).num_outputs
         self.actor = mlp([obs_size, *hidden, outputs], 0.01, rngs)
         self.critic = mlp([obs_size, *hidden, 1], 1.0, rngs)
 

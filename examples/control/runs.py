@@ -5,10 +5,11 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+import tyro
 from tqdm import tqdm
 
 import jaxppo
@@ -34,6 +35,38 @@ class Options(PPO):
     """Folder of a run to continue, exactly, from its last checkpoint."""
 
 
+Chosen = TypeVar("Chosen", bound=Options)
+
+
+def parse(default: Chosen, doc: str) -> Chosen:
+    """The command line's options; a resumed run's are its own.
+
+    Args:
+        default: what holds if nothing is given.
+        doc: the example's docstring, whose first line `--help` shows.
+    """
+    options = tyro.cli(
+        type(default), default=default, description=doc.partition("\n")[0]
+    )
+    if options.resume is None:
+        return options
+    try:
+        saved = json.loads((options.resume / "config.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise SystemExit(
+            f"--resume {options.resume}: no run to continue there ({error})."
+        ) from None
+    given, usual = _config(options), _config(default)
+    for name, value in given.items():
+        if value not in (usual[name], saved.get(name)):
+            raise SystemExit(
+                f"--resume {options.resume}: that run has {name} = {saved.get(name)}, "
+                f"not {value}. Leave the option out to continue it exactly."
+            )
+    saved["hidden"] = tuple(saved["hidden"])
+    return dataclasses.replace(default, **saved, resume=options.resume)
+
+
 def train(name: str, env: Environment, options: Options, goal: float) -> np.ndarray:
     """Train, showing progress; leaves metrics, picture and checkpoints in a folder.
 
@@ -46,7 +79,7 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
     Returns:
         Returns of 100 fresh episodes of each seed after training, (seeds, 100).
     """
-    options, out = _folder(name, options)
+    out = _folder(name, options)
     print(f"writing to {out}/")
     per_eval = max(1, options.num_updates // options.num_evals)
     steps_per_update = options.num_envs * options.num_steps
@@ -63,7 +96,8 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
         if restored:
             done, run = restored
             rows = _read(out, done)
-    _write(out, rows)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    _replace(out / "metrics.jsonl", lines)
 
     bar = tqdm(
         total=options.seeds * options.total_steps,
@@ -118,34 +152,19 @@ def _compiled(env: Environment, options: Options, updates: int) -> tuple[Callabl
     )
 
 
-def _folder(name: str, options: Options) -> tuple[Options, Path]:
-    """The folder of the run, and the options that hold: a resumed run keeps its own."""
-    if options.resume is None:
-        out = options.out or Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
-        if (out / "config.json").exists():
-            raise SystemExit(
-                f"{out} holds a run already: continue it with --resume {out}, or give "
-                "another --out."
-            )
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.json").write_text(json.dumps(_config(options), indent=2) + "\n")
-        return options, out
-    out = options.resume
-    try:
-        saved = json.loads((out / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+def _folder(name: str, options: Options) -> Path:
+    """The folder of the run, with its options in it."""
+    if options.resume is not None:
+        return options.resume
+    out = options.out or Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
+    if (out / "config.json").exists():
         raise SystemExit(
-            f"--resume {out}: no run to continue there ({error})."
-        ) from None
-    if saved != (now := _config(options)):
-        changed = [
-            f"{k} = {now[k]}, was {saved.get(k)}" for k in now if now[k] != saved.get(k)
-        ]
-        raise SystemExit(
-            f"--resume {out}: that run has other options ({'; '.join(changed)}). Give "
-            "the same ones to continue it exactly."
+            f"{out} holds a run already: continue it with --resume {out}, or give "
+            "another --out."
         )
-    return options, out
+    out.mkdir(parents=True, exist_ok=True)
+    _replace(out / "config.json", json.dumps(_config(options), indent=2) + "\n")
+    return out
 
 
 def _config(options: Options) -> dict[str, Any]:
@@ -160,10 +179,11 @@ def _append(out: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def _write(out: Path, rows: list[dict[str, Any]]) -> None:
-    new = out / "metrics.jsonl.new"
-    new.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    new.replace(out / "metrics.jsonl")
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def _read(out: Path, done: int) -> list[dict[str, Any]]:

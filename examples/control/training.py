@@ -75,16 +75,11 @@ class Trainer(NamedTuple):
 def trainer(env: Environment, config: PPO) -> Trainer:
     """PPO for one environment and one set of hyper-parameters."""
     policy = policy_for(env)
-    num_gradients = config.num_updates * config.num_epochs * config.num_minibatches
-    schedule = optax.linear_schedule(config.learning_rate, 0.0, num_gradients)
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
-    tx = optax.chain(
-        optax.partition({"actor": clip, "critic": clip}, actor_or_critic),
-        optax.adam(schedule if config.anneal else config.learning_rate, eps=1e-5),
-    )
+    (obs_size,) = env.obs_shape
 
     def network(key: jax.Array) -> ActorCritic:
-        return ActorCritic(env, config.hidden, nnx.Rngs(key))
+        rngs = nnx.Rngs(key)
+        return ActorCritic(obs_size, policy.num_outputs, config.hidden, rngs)
 
     graph = nnx.graphdef(nnx.eval_shape(lambda: network(jax.random.key(0))))
 
@@ -94,6 +89,7 @@ def trainer(env: Environment, config: PPO) -> Trainer:
         return jaxppo.ppo_loss(
             log_probs,
             batch["log_probs"],
+            # Per minibatch, as CleanRL does; whiten before with microbatches.
             jaxppo.whiten(batch["advantages"]),
             values=net.values(batch["obs"]),
             returns=batch["returns"],
@@ -105,7 +101,7 @@ def trainer(env: Environment, config: PPO) -> Trainer:
 
     learner = jaxppo.learner(
         loss_fn,
-        tx,
+        optimizer(config),
         num_epochs=config.num_epochs,
         num_minibatches=config.num_minibatches,
     )
@@ -211,6 +207,17 @@ def trainer(env: Environment, config: PPO) -> Trainer:
         return jax.lax.while_loop(going_on, step, start)[3]
 
     return Trainer(init, update, evaluate)
+
+
+def optimizer(config: PPO) -> optax.GradientTransformation:
+    """Adam, annealed, with the gradients of actor and critic clipped separately."""
+    num_gradients = config.num_updates * config.num_epochs * config.num_minibatches
+    schedule = optax.linear_schedule(config.learning_rate, 0.0, num_gradients)
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    return optax.chain(
+        optax.partition({"actor": clip, "critic": clip}, actor_or_critic),
+        optax.adam(schedule if config.anneal else config.learning_rate, eps=1e-5),
+    )
 
 
 def actor_or_critic(params: Any) -> Any:
