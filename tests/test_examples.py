@@ -87,7 +87,7 @@ def test_acrobot_is_learned(environment, tmp_path):
         "gymnax", reason="gymnax does not install beside the newest JAX"
     )
     out = run(environment, "acrobot", "--out", tmp_path / "run")
-    assert -90 <= final_returns(out)[0] <= -70
+    assert -95 <= final_returns(out)[0] <= -70  # five seeds here: -78 to -89
 
 
 def test_cartpole_is_learned_on_the_host(environment):
@@ -132,7 +132,8 @@ def test_killed_and_resumed_is_the_same_run(
 def test_damaged_checkpoint_is_passed_over(environment, tmp_path, uninterrupted):
     out = tmp_path / "run"
     kill_at(environment, out, 4, 0.1)
-    newest = max((out / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    whole = [x for x in (out / "checkpoints").iterdir() if x.name.isdigit()]
+    newest = max(whole, key=lambda path: int(path.name))
     data = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
