@@ -15,6 +15,8 @@ OURS = {"CartPole-v1": environments.cartpole, "Pendulum-v1": environments.pendul
 WIDE = {"CartPole-v1": [2.6, 3.0, 0.23, 3.0], "Pendulum-v1": [12.0, 8.0]}
 both_environments = pytest.mark.parametrize("name", OURS)
 
+NO_GYMNAX = "gymnax does not install beside the newest JAX"
+
 
 @pytest.fixture(autouse=True)
 def strict_promotion():
@@ -208,7 +210,7 @@ def test_gymnax_missing_names_the_extra(monkeypatch):
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Acrobot-v1"])
 def test_gymnax_final_obs_survives_a_time_limit(name):
-    env, _ = pytest.importorskip("gymnax").make(name)
+    env, _ = pytest.importorskip("gymnax", reason=NO_GYMNAX).make(name)
     short = adapters.from_gymnax(env, max_steps_in_episode=5)
     long, key = adapters.from_gymnax(env), jax.random.key(0)
     (state, obs), (long_state, long_obs) = short.reset(key), long.reset(key)
@@ -224,7 +226,7 @@ def test_gymnax_final_obs_survives_a_time_limit(name):
 
 
 def test_gymnax_termination_wins_over_a_time_limit():
-    pytest.importorskip("gymnax")
+    pytest.importorskip("gymnax", reason=NO_GYMNAX)
     env, key = adapters.from_gymnax("CartPole-v1"), jax.random.key(0)
 
     def push_right(env):
@@ -242,7 +244,7 @@ def test_gymnax_termination_wins_over_a_time_limit():
 
 
 def test_gymnax_scales_continuous_actions():
-    pytest.importorskip("gymnax")
+    pytest.importorskip("gymnax", reason=NO_GYMNAX)
     env, key = adapters.from_gymnax("Pendulum-v1"), jax.random.key(3)
     assert (env.obs_shape, env.num_actions, env.action_size) == ((3,), None, 1)
     state, (cos, sin, theta_dot) = env.reset(key)
