@@ -39,7 +39,11 @@ def gae(
     limit: lambda_t = 0 there, and `next_values` holds the value of the state the step
     really led to, not of the one the environment was reset to. Masked steps are
     skipped: their neighbours are each other's successors (tool tokens inside a
-    completion, say).
+    completion, say). The returns are TD(lambda)'s targets.
+
+    Of holes in the mask there are two more readings in use: steps like any other (no
+    `mask`: SkyRL, slime), and steps of reward and value 0 that discount as they pass
+    (no `mask`, both arrays zeroed: OpenRLHF).
 
     Args:
       rewards: r, `(*batch, time)`.
@@ -195,6 +199,43 @@ def vtrace(
     if keep is not None:
         advantages = jnp.where(keep, advantages, 0)
     return Advantages(advantages, excess + values)
+
+
+def length_adaptive_lambda(
+    mask: StepMask, *, alpha: Scalar = 0.05
+) -> Float[Array, "*b 1"]:
+    """VAPO's lambda of each sequence: 1 - 1 / (alpha length), for its policy's `gae`.
+
+    A fixed lambda forgets the outcome of long answers (0.95^1000 = 5e-23); this one
+    lets the coefficients of the deltas add up to alpha times the length (Yue et al.,
+    2025, arXiv:2504.05118). The critic takes lambda = 1 there: call `gae` twice
+    ("decoupled").
+
+    Args:
+      mask: `(*batch, time)`, bool or integer, nonzero counts.
+      alpha: positive.
+
+    Returns:
+      `(*batch, 1)`, of JAX's default float, in [0, 1]: 0 for sequences shorter than 1 / alpha.
+
+    Raises:
+      TypeError: the mask is not bool or integer.
+      ValueError: it has no time axis, or alpha is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> mask = jnp.array([[1, 1, 1, 1], [1, 0, 0, 0]])
+      >>> jaxppo.length_adaptive_lambda(mask, alpha=0.5)
+      Array([[0.5],
+             [0. ]], dtype=float32)
+    """
+    fn = "length_adaptive_lambda"
+    keep = _checks.valid(fn, mask, mask=mask)
+    keep = jnp.asarray(mask).astype(bool) if keep is None else keep
+    _checks.has_time(fn, mask=keep)
+    alpha = _checks.number(fn, "alpha", alpha, "(0, inf)", jnp.result_type(float))
+    length = jnp.sum(keep, -1, keepdims=True, dtype=jnp.int32).astype(alpha.dtype)
+    return jnp.maximum(1 - 1 / (alpha * jnp.maximum(length, 1)), 0)
 
 
 def _following(

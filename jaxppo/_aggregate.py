@@ -1,10 +1,18 @@
-"""Aggregators: how per-token losses become one number, left undivided as a `Mean`."""
+"""Aggregators: how per-token losses become one number, left undivided as a `Mean`.
+
+What a rejection leaves out stays in the denominator with
+`aggregate(jnp.where(kept, loss, 0), mask)`, and leaves it with
+`aggregate(loss, mask & kept)`.
+"""
+
+import math
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import _checks
-from ._types import Mask, Mean, PerToken, Scalar
+from ._types import Aggregator, Mask, Mean, PerToken, Scalar
 
 
 def token_mean(per_token: PerToken, mask: Mask | None = None) -> Mean:
@@ -129,6 +137,85 @@ def sequence_sum(
     x, lengths = _sequences("sequence_sum", per_token, mask)
     scale = _checks.number("sequence_sum", "scale", scale, "(-inf, inf)", x.dtype)
     return Mean(scale * jnp.sum(x), jnp.sum(lengths > 0).astype(x.dtype))
+
+
+def prompt_mean(
+    per_token: Float[Array, "*b n t"],
+    mask: Bool[Array, "*b n t"] | Integer[Array, "*b n t"] | None = None,
+    *,
+    group_size: int,
+) -> Mean:
+    """Every prompt weighs the same: the mean over prompts of their token means.
+
+    Between `token_mean`, where prompts with long answers weigh more, and
+    `sequence_mean`, where each short answer weighs as much as a long one (ScaleRL,
+    Khatri et al., 2025, arXiv:2510.13786). Groups are consecutive rows.
+
+    Args:
+      per_token: losses, `(*batch, n, time)`, n a multiple of group_size.
+      mask: same shape, bool or integer, nonzero counts.
+      group_size: samples per prompt; a microbatch must hold whole prompts.
+
+    Returns:
+      A `Mean` of scalars, count = prompts with at least one token.
+
+    Raises:
+      TypeError: per_token is not floating point, the mask is, or group_size is not an
+        integer.
+      ValueError: shapes differ, there are no rows, or group_size does not divide them.
+
+    Example:
+      >>> import functools, jax.numpy as jnp, jaxppo
+      >>> mask = jnp.array([[1, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0]])
+      >>> per_token = jnp.array([[1.0, 1, 1], [5, 9, 9], [4, 4, 9], [9, 9, 9]])
+      >>> float(jaxppo.prompt_mean(per_token, mask, group_size=2).value)
+      3.0
+    """
+    fn = "prompt_mean"
+    _checks.count(fn, "group_size", group_size)
+    if len(np.shape(per_token)) < 2 or per_token.shape[-2] % group_size:
+        raise ValueError(
+            f"{fn}: `per_token` has shape {np.shape(per_token)}; expected (*batch, n, "
+            f"time) with n a multiple of `group_size` = {group_size}."
+        )
+    *batch, rows, time = per_token.shape
+    shape = (*batch, rows // group_size, group_size * time)
+    (x,) = _checks.arrays(fn, mask, per_token=per_token)
+    keep = _checks.valid(fn, mask, per_token=per_token)
+    return sequence_mean(
+        x.reshape(shape), None if keep is None else keep.reshape(shape)
+    )
+
+
+def all_rows(aggregate: Aggregator) -> Aggregator:
+    """Makes an aggregator divide by all sequences, those without a token included.
+
+    TRL, Liger and SkyRL count so: an answer that was masked out, or a row that is there
+    for its shape only, makes the loss of the others smaller. The sums are the same.
+
+    Args:
+      aggregate: `sequence_mean`, `functools.partial(sequence_sum, scale=...)`, ...
+
+    Returns:
+      An aggregator, of which count = rows of `(*batch, time)`.
+
+    Raises:
+      TypeError: aggregate is not a function.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> mask = jnp.array([[1, 1, 1], [0, 0, 0]])
+      >>> jaxppo.all_rows(jaxppo.sequence_mean)(jnp.ones((2, 3)), mask).value
+      Array(0.5, dtype=float32)
+    """
+    _checks.function("all_rows", "aggregate", aggregate, "jaxppo.sequence_mean")
+
+    def over_all_rows(per_token: Array, mask: Array | None = None) -> Mean:
+        mean = aggregate(per_token, mask)
+        rows = math.prod(per_token.shape[:-1])
+        return Mean(mean.total, jnp.full_like(mean.count, rows))
+
+    return over_all_rows
 
 
 def _sequences(fn: str, per_token: Array, mask: Array | None) -> tuple[Array, Array]:

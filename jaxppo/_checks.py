@@ -42,7 +42,7 @@ def wide(*xs: jax.Array) -> Any:
     return jax.dtypes.canonicalize_dtype(widest)
 
 
-def valid(fn: str, mask: Any, **named: Any) -> jax.Array | None:
+def valid(fn: str, mask: Any, /, **named: Any) -> jax.Array | None:
     """`mask` as booleans of the named array's shape; None stays None."""
     if mask is None:
         return None

@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer
 
 from . import _checks
+from ._masked import masked_mean
 from ._types import PerSequence, PerToken, Scalar
 
 
@@ -66,3 +68,98 @@ def clipped_surrogate(
     # their ties: the whole slope holds on the closed interval, in every dtype.
     held = jax.lax.stop_gradient(jnp.clip(ratio, low, high))
     return -jnp.where((low <= ratio) & (ratio <= high), ratio, held) * advantages
+
+
+def unclipped_surrogate(log_ratio: PerToken, advantages: PerSequence) -> PerToken:
+    """The surrogate without a bound, per token: -r A.
+
+    Conservative policy iteration's objective (Kakade and Langford, 2002), of which PPO
+    is a pessimistic bound. On its own it is trusted close to pi_old only: add a KL
+    penalty, multiply by a `trust_region_mask`, or choose what `kl_cov_mask` finds.
+
+    Args:
+      log_ratio: from `log_ratio` or its kin, any shape `(*batch, time)`.
+      advantages: the same shape, or `(*batch, 1)`; constant.
+
+    Returns:
+      Losses of log_ratio's shape, in float32 at least, not aggregated.
+
+    Raises:
+      TypeError: an array is not floating point.
+      ValueError: shapes differ.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> x = jnp.log(jnp.array([0.5, 4.0]))
+      >>> jaxppo.unclipped_surrogate(x, jnp.array([1.0, -1.0])).round(3)
+      Array([-0.5,  4. ], dtype=float32)
+    """
+    log_ratio, advantages = _checks.arrays(
+        "unclipped_surrogate",
+        per_sequence=("advantages",),
+        log_ratio=log_ratio,
+        advantages=advantages,
+    )
+    return -jnp.exp(log_ratio) * jax.lax.stop_gradient(advantages)
+
+
+def geometric_mean_surrogate(
+    log_ratio: Float[Array, "*b t"],
+    advantages: Float[Array, "*#b #t"],
+    mask: Bool[Array, "*b t"] | Integer[Array, "*b t"] | None = None,
+    *,
+    clip_eps: Scalar = 0.4,
+    clip_eps_high: Scalar | None = None,
+) -> Float[Array, "*b t"]:
+    """GMPO's surrogate: the geometric mean of a sequence's clipped ratios, times -A.
+
+    -exp(mean over t of x'_t) A, where x' is the log-ratio held below `high` where A > 0
+    and above -eps where A < 0: clipped token by token, in *log* space (Zhao et al.,
+    2025, arXiv:2507.20673). A is the mean of the sequence's advantages. Each token
+    that counts has its sequence's loss: aggregate by sequence (`sequence_mean`).
+
+    Args:
+      log_ratio: from `log_ratio`, `(*batch, time)`.
+      advantages: the same shape, or `(*batch, 1)`; constant.
+      mask: the same shape as log_ratio, bool or integer, nonzero counts.
+      clip_eps: eps > 0, how far a log-ratio may fall, nats.
+      clip_eps_high: how far it may rise, nats; None means `clip_eps`.
+
+    Returns:
+      Losses of log_ratio's shape, in float32 at least, 0 under the mask.
+
+    Raises:
+      TypeError: an array is not floating point, or the mask is.
+      ValueError: shapes differ or have no time axis, or a hyper-parameter is not
+        positive.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> x = jnp.array([[0.9, -0.3]])
+      >>> jaxppo.geometric_mean_surrogate(x, jnp.ones((1, 1)), clip_eps=0.5).round(3)
+      Array([[-1.105, -1.105]], dtype=float32)
+    """
+    fn = "geometric_mean_surrogate"
+    x, advantages = _checks.arrays(
+        fn,
+        mask,
+        per_sequence=("advantages",),
+        log_ratio=log_ratio,
+        advantages=advantages,
+    )
+    _checks.has_time(fn, log_ratio=x)
+    keep = _checks.valid(fn, mask, log_ratio=x)
+    eps = _checks.number(fn, "clip_eps", clip_eps, "(0, inf]", x.dtype)
+    high = eps
+    if clip_eps_high is not None:
+        high = _checks.number(fn, "clip_eps_high", clip_eps_high, "(0, inf]", x.dtype)
+    advantages = jnp.broadcast_to(jax.lax.stop_gradient(advantages), x.shape)
+    inside = jnp.where(advantages > 0, x <= high, x >= -eps)
+    bound = jnp.where(advantages > 0, high, -eps)
+    # No push where A = 0: neither side is the active one. A NaN stays in sight.
+    clipped = jnp.where(inside | (advantages == 0) | jnp.isnan(x), x, bound)
+    clipped = clipped if keep is None else jnp.where(keep, clipped, 0)
+    advantage = masked_mean(advantages, mask, axis=-1, keepdims=True)
+    ratio = jnp.exp(masked_mean(clipped, mask, axis=-1, keepdims=True))
+    loss = jnp.broadcast_to(-ratio * advantage, x.shape)
+    return loss if keep is None else jnp.where(keep, loss, 0)

@@ -53,23 +53,15 @@ def categorical(
             f"{fn}: `actions` has shape {tuple(actions.shape)}, but `logits` has shape "
             f"{logits.shape}; pass shape {logits.shape[:-1]}, one index per row."
         )
-    support = ~jnp.isneginf(logits)
-    top = jnp.max(logits, -1, keepdims=True)
-    top = jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0, top))
-    # The double `where`: neither exp nor log sees what it must not differentiate.
-    logits = jnp.where(support, logits - top, 0)
-    exp = jnp.where(support, jnp.exp(logits), 0)
-    total = jnp.sum(exp, -1)
-    total = jnp.where(total == 0, 1, total)  # no action is allowed
-    log_total = jnp.log(total)
-    entropy = log_total - jnp.sum(exp * logits, -1) / total
+    logits, support = _log_softmax(logits)
+    entropy = -jnp.sum(jnp.where(support, jnp.exp(logits) * logits, 0), -1)
     # Comparing instead of gathering: works on a sharded table, and an index outside
     # of it selects nothing.
     table = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     last = min(logits.shape[-1] - 1, np.iinfo(actions.dtype).max)
     inside = (actions >= 0) & (actions <= last)  # before the cast, which wraps
     chosen = table == jnp.where(inside, actions, -1).astype(jnp.int32)[..., None]
-    log_probs = jnp.sum(jnp.where(chosen, logits, 0), -1) - log_total
+    log_probs = jnp.sum(jnp.where(chosen, logits, 0), -1)
     log_probs = jnp.where(jnp.any(chosen & support, -1), log_probs, -jnp.inf)
     log_probs = jnp.where(jnp.any(chosen, -1), log_probs, jnp.nan)
     if keep is None:
@@ -162,6 +154,104 @@ def tanh_normal(
     correction = jnp.sum(weights * _log_tanh_slope(nodes), (-2, -1))
     log_probs = log_probs - jnp.sum(_log_tanh_slope(u), -1)
     return _mask_rows(keep, log_probs, entropy + correction)
+
+
+def categorical_kl(
+    logits: Float[Array, "*b v"],
+    ref_logits: Float[Array, "*b v"],
+    mask: RowMask | None = None,
+) -> Rows:
+    """KL(p || q) of categorical distributions, exactly: sum of p (log p - log q).
+
+    Differentiable in both: detach what is constant. The KL from a reference is
+    `categorical_kl(logits, ref_logits)`; that of KL-penalised PPO, from the old policy,
+    is `categorical_kl(old_logits, logits)`.
+
+    Args:
+      logits: of p, unnormalised, `(*batch, actions)`; -inf is outside the support.
+      ref_logits: of q, the same shape.
+      mask: `(*batch)`, bool or integer; rows it leaves out give 0 and no gradient.
+
+    Returns:
+      Nats, `(*batch)`, in float32 at least, inf where p allows what q does not.
+
+    Raises:
+      TypeError: an array is not floating point, or the mask is.
+      ValueError: shapes do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> p, q = jnp.array([0.5, 0.5, 0.0]), jnp.array([0.25, 0.5, 0.25])
+      >>> jaxppo.categorical_kl(jnp.log(p), jnp.log(q)).round(4)
+      Array(0.3466, dtype=float32)
+    """
+    fn = "categorical_kl"
+    p, q = _checks.arrays(fn, logits=logits, ref_logits=ref_logits)
+    p, keep = _rows(fn, mask, "logits", p)
+    q, _ = _rows(fn, mask, "ref_logits", q)
+    (log_p, allowed), (log_q, there) = _log_softmax(p), _log_softmax(q)
+    shared = allowed & there
+    terms = jnp.where(shared, jnp.exp(log_p) * (log_p - log_q), 0)
+    out = jnp.sum(terms, -1)
+    endless = jnp.any(allowed & ~there, -1) & ~jnp.isnan(out)
+    out = jnp.where(endless, jnp.inf, out)
+    return out if keep is None else jnp.where(keep, out, 0)
+
+
+def normal_kl(
+    mean: Float[Array, "*b d"],
+    log_std: Float[Array, "*b d"],
+    ref_mean: Float[Array, "*b d"],
+    ref_log_std: Float[Array, "*b d"],
+    mask: RowMask | None = None,
+) -> Rows:
+    """KL(p || q) of normals of diagonal covariance, exactly.
+
+    Sum of log s_q - log s_p + (s_p^2 + (m_p - m_q)^2) / (2 s_q^2) - 1/2. Also of
+    `tanh_normal`s, as the KL does not change under a bijection. Differentiable in both:
+    detach what is constant.
+
+    Args:
+      mean: m_p, `(*batch, size)`.
+      log_std: log s_p, the same shape.
+      ref_mean: m_q, the same shape.
+      ref_log_std: log s_q, the same shape.
+      mask: `(*batch)`, bool or integer; rows it leaves out give 0 and no gradient.
+
+    Returns:
+      Nats, `(*batch)`, in float32 at least.
+
+    Raises:
+      TypeError: an array is not floating point, or the mask is.
+      ValueError: shapes do not fit.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> zeros = jnp.zeros((1, 2))
+      >>> jaxppo.normal_kl(zeros + 1, zeros, zeros, zeros)
+      Array([1.], dtype=float32)
+    """
+    fn = "normal_kl"
+    named = dict(mean=mean, log_std=log_std, ref_mean=ref_mean, ref_log_std=ref_log_std)
+    named = dict(zip(named, _checks.arrays(fn, **named), strict=True))
+    rows = [_rows(fn, mask, name, x) for name, x in named.items()]
+    (m_p, keep), (log_p, _), (m_q, _), (log_q, _) = rows
+    # expm1: exactly 0 between equals.
+    spread = jnp.expm1(2 * (log_p - log_q)) / 2 - (log_p - log_q)
+    out = jnp.sum(spread + 0.5 * ((m_p - m_q) * jnp.exp(-log_q)) ** 2, -1)
+    return out if keep is None else jnp.where(keep, out, 0)
+
+
+def _log_softmax(logits: Array) -> tuple[Array, Array]:
+    """Log-probs, 0 outside the support, and the support."""
+    support = ~jnp.isneginf(logits)
+    top = jnp.max(logits, -1, keepdims=True)
+    top = jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0, top))
+    # The double `where`: neither exp nor log sees what it must not differentiate.
+    logits = jnp.where(support, logits - top, 0)
+    total = jnp.sum(jnp.where(support, jnp.exp(logits), 0), -1, keepdims=True)
+    log_total = jnp.log(jnp.where(total == 0, 1, total))  # 0: no action is allowed
+    return jnp.where(support, logits - log_total, 0), support
 
 
 def _normal_terms(mean: Array, log_std: Array, actions: Array) -> tuple[Array, Array]:

@@ -96,6 +96,67 @@ def kl_k3(log_ratio: PerToken) -> PerToken:
     return jnp.where(near, 0.5 * small**2 * series, jnp.expm1(-x) + x)
 
 
+def kl_abs(log_ratio: PerToken) -> PerToken:
+    """The absolute log-ratio, |x|: a distance, not an estimate of the KL divergence.
+
+    verl's `abs`. Its gradient, sign(x), pulls every token with the same force.
+
+    Args:
+      log_ratio: log p - log q, nats, from `log_ratio`; any shape.
+
+    Returns:
+      An array of the same shape, in float32 at least.
+
+    Raises:
+      TypeError: log_ratio is not a floating-point array.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> jaxppo.kl_abs(jnp.array([0.5, -0.5]))
+      Array([0.5, 0.5], dtype=float32)
+    """
+    (x,) = _checks.arrays("kl_abs", log_ratio=log_ratio)
+    return jnp.abs(x)
+
+
+def bounded_kl(
+    log_ratio: PerToken,
+    *,
+    estimator: Callable[[PerToken], PerToken] = kl_k3,
+    max_value: Scalar = 10.0,
+) -> PerToken:
+    """An estimator held in [-max_value, max_value], without gradient beyond it.
+
+    verl, OpenRLHF, SkyRL, NeMo-RL and ROLL clamp their estimates at 10. For k3 that
+    ends the pull back to the reference where pi is exp(2.5) times rarer; it is rather
+    the *log-ratio* that needs a bound, and `log_ratio` has one.
+
+    Args:
+      log_ratio: log pi - log pi_ref, nats, from `log_ratio`; any shape.
+      estimator: `kl_k1`, `kl_k2`, `kl_k3`, `kl_abs` or your own.
+      max_value: the bound, nats, positive.
+
+    Returns:
+      An array of the same shape, in float32 at least.
+
+    Raises:
+      TypeError: log_ratio is not a floating-point array, or estimator not a function.
+      ValueError: max_value is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> jaxppo.bounded_kl(jnp.array([0.5, -9.0]), estimator=jaxppo.kl_k2)
+      Array([ 0.125, 10.   ], dtype=float32)
+    """
+    fn = "bounded_kl"
+    (x,) = _checks.arrays(fn, log_ratio=log_ratio)
+    _checks.function(fn, "estimator", estimator, "jaxppo.kl_k3")
+    bound = _checks.number(fn, "max_value", max_value, "(0, inf]", x.dtype)
+    value = estimator(x)
+    held = jax.lax.stop_gradient(jnp.clip(value, -bound, bound))
+    return jnp.where(jnp.abs(value) <= bound, value, held)
+
+
 def unbiased_gradient_kl(
     log_ratio: PerToken, *, estimator: Callable[[PerToken], PerToken] = kl_k3
 ) -> PerToken:
@@ -127,6 +188,46 @@ def unbiased_gradient_kl(
     _checks.function("unbiased_gradient_kl", "estimator", estimator, "jaxppo.kl_k3")
     k2 = kl_k2(x)
     return jax.lax.stop_gradient(estimator(x)) + (k2 - jax.lax.stop_gradient(k2))
+
+
+def importance_weighted_kl(
+    log_ratio: PerToken,
+    policy_log_ratio: PerToken,
+    *,
+    estimator: Callable[[PerToken], PerToken] = kl_k3,
+) -> PerToken:
+    """An estimator weighted by r = pi / pi_old, which is differentiated, too.
+
+    r k(x): on samples of pi_old its expectation is that of k on samples of pi, for
+    every pi, and so its gradient is KL(pi || pi_ref)'s own, for k1 and k3 alike
+    (DeepSeek-V3.2, 2025; TRL's `use_bias_correction_kl`, slime's `use_unbiased_kl`).
+    Take r per token: one ratio for the sequence, as in TRL with GSPO, is biased.
+
+    Args:
+      log_ratio: log pi - log pi_ref, nats, from `log_ratio`; any shape.
+      policy_log_ratio: log pi - log pi_old, nats, from `log_ratio`, the same shape. On
+        samples of pi itself, `log_ratio(log_probs, stop_gradient(log_probs))`.
+      estimator: `kl_k1`, `kl_k3` or your own.
+
+    Returns:
+      An array of the same shape, in float32 at least.
+
+    Raises:
+      TypeError: an array is not floating point, or estimator not a function.
+      ValueError: shapes differ.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> x, policy = jnp.array([0.5]), jnp.log(jnp.array([2.0]))
+      >>> jaxppo.importance_weighted_kl(x, policy, estimator=jaxppo.kl_k1)
+      Array([1.], dtype=float32)
+    """
+    fn = "importance_weighted_kl"
+    x, policy = _checks.arrays(
+        fn, log_ratio=log_ratio, policy_log_ratio=policy_log_ratio
+    )
+    _checks.function(fn, "estimator", estimator, "jaxppo.kl_k3")
+    return jnp.exp(policy) * estimator(x)
 
 
 def approx_kl_k1(log_ratio: PerToken) -> PerToken:

@@ -8,20 +8,28 @@ from . import _checks
 from ._types import Mask, PerToken, Scalar
 
 
-def masked_sum(x: PerToken, mask: Mask | None = None) -> Float[Array, ""]:
-    """Sum of the entries that count, over all axes: sum of m x.
+def masked_sum(
+    x: PerToken,
+    mask: Mask | None = None,
+    *,
+    axis: int | None = None,
+    keepdims: bool = False,
+) -> Float[Array, "..."]:
+    """Sum of the entries that count: sum of m x.
 
     Args:
       x: any shape.
       mask: of x's shape, bool or integer, nonzero counts; None counts everything.
+      axis: the axis to sum over, -1 for time; None for all.
+      keepdims: leave the axis there with length 1, to meet x again.
 
     Returns:
-      A scalar, in float32 at least; 0 where nothing counts. What lies under the
-      mask, NaN included, changes neither value nor gradient.
+      x's shape without `axis`, in float32 at least; 0 where nothing counts. What lies
+      under the mask, NaN included, changes neither value nor gradient.
 
     Raises:
       TypeError: x is not floating point, or the mask is.
-      ValueError: the mask is of another shape than x.
+      ValueError: the mask is of another shape than x, or there is no such axis.
 
     Example:
       >>> import jax.numpy as jnp, jaxppo
@@ -30,32 +38,79 @@ def masked_sum(x: PerToken, mask: Mask | None = None) -> Float[Array, ""]:
       3.0
     """
     (x,) = _checks.arrays("masked_sum", mask, x=x)
-    return jnp.sum(x)
+    return jnp.sum(x, axis, keepdims=keepdims)
 
 
-def masked_mean(x: PerToken, mask: Mask | None = None) -> Float[Array, ""]:
-    """Mean of the entries that count, over all axes: sum of m x / sum of m.
+def masked_mean(
+    x: PerToken,
+    mask: Mask | None = None,
+    *,
+    axis: int | None = None,
+    keepdims: bool = False,
+) -> Float[Array, "..."]:
+    """Mean of the entries that count: sum of m x / sum of m.
 
     Args:
       x: any shape.
       mask: of x's shape, bool or integer, nonzero counts; None counts everything.
+      axis: the axis to average over, -1 for time; None for all.
+      keepdims: leave the axis there with length 1, to meet x again.
 
     Returns:
-      A scalar, in float32 at least; 0 where nothing counts. For a mean that is to
-      merge over microbatches or devices, use `token_mean`.
+      x's shape without `axis`, in float32 at least; 0 where nothing counts. For a mean
+      that is to merge over microbatches or devices, use `token_mean`.
 
     Raises:
       TypeError: x is not floating point, or the mask is.
-      ValueError: the mask is of another shape than x.
+      ValueError: the mask is of another shape than x, or there is no such axis.
 
     Example:
       >>> import jax.numpy as jnp, jaxppo
-      >>> x = jnp.array([1.0, 2.0, jnp.nan])
-      >>> float(jaxppo.masked_mean(x, jnp.array([True, True, False])))
-      1.5
+      >>> x = jnp.array([[1.0, 2.0, jnp.nan], [5.0, 0.0, 0.0]])
+      >>> mask = jnp.array([[1, 1, 0], [1, 0, 0]])
+      >>> jaxppo.masked_mean(x, mask, axis=-1, keepdims=True)
+      Array([[1.5],
+             [5. ]], dtype=float32)
     """
     (x,) = _checks.arrays("masked_mean", mask, x=x)
-    return jnp.sum(x) / jnp.maximum(_count("masked_mean", x, mask), 1)
+    keep = _checks.valid("masked_mean", mask, x=x)
+    ones = jnp.ones(x.shape, jnp.int32) if keep is None else keep.astype(jnp.int32)
+    # In int32: float32 counters stop at 2^24 tokens.
+    count = jnp.maximum(jnp.sum(ones, axis, keepdims=keepdims), 1)
+    return jnp.sum(x, axis, keepdims=keepdims) / count.astype(x.dtype)
+
+
+def masked_max(
+    x: PerToken,
+    mask: Mask | None = None,
+    *,
+    axis: int | None = None,
+    keepdims: bool = False,
+) -> Float[Array, "..."]:
+    """Largest of the entries that count; `-masked_max(-x, mask)` is the smallest.
+
+    Args:
+      x: any shape.
+      mask: of x's shape, bool or integer, nonzero counts; None counts everything.
+      axis: the axis to look along, -1 for time; None for all.
+      keepdims: leave the axis there with length 1, to meet x again.
+
+    Returns:
+      x's shape without `axis`, in float32 at least; -inf where nothing counts.
+
+    Raises:
+      TypeError: x is not floating point, or the mask is.
+      ValueError: the mask is of another shape than x, or there is no such axis.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> x = jnp.array([[1.0, 2.0, 9.0], [5.0, 0.0, 0.0]])
+      >>> jaxppo.masked_max(x, jnp.array([[1, 1, 0], [1, 0, 0]]), axis=-1)
+      Array([2., 5.], dtype=float32)
+    """
+    (x,) = _checks.arrays("masked_max", mask, x=x)
+    keep = _checks.valid("masked_max", mask, x=x)
+    return jnp.max(x, axis, keepdims=keepdims, initial=-jnp.inf, where=keep)
 
 
 def masked_variance(

@@ -4,6 +4,8 @@ Whatever is exponentiated in this library has come through here: masked on the w
 in float32 at least, and bounded.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
@@ -86,21 +88,177 @@ def sequence_log_ratio(
       >>> jaxppo.sequence_log_ratio(new, old, jnp.array([True, True, False]))
       Array([1., 1., 0.], dtype=float32)
     """
+    ratio, keep = _gate("sequence_log_ratio", log_probs, old_log_probs, mask, max_abs)
+    return _spread(
+        jnp.sum(ratio, -1, keepdims=True) / _length(ratio, keep), ratio, keep
+    )
+
+
+def sequence_token_log_ratio(
+    log_probs: Float[Array, "*b t"],
+    old_log_probs: Float[Array, "*b t"],
+    mask: Bool[Array, "*b t"] | Integer[Array, "*b t"] | None = None,
+    *,
+    max_abs: Scalar = 20.0,
+) -> Float[Array, "*b t"]:
+    """`sequence_log_ratio` where it is read, each token's own where differentiated.
+
+    s_t = sg(mean of the log-ratios) + log pi_t - sg(log pi_t): GSPO-token (Zheng et
+    al., 2025, arXiv:2507.18071). With one advantage per sequence its loss has GSPO's
+    gradient; with advantages that vary inside a sequence, each token keeps its own,
+    where GSPO's mean spreads it over all.
+
+    Args:
+      log_probs: log pi of the sampled tokens, nats, `(*batch, time)`.
+      old_log_probs: log pi_old, same shape, constant.
+      mask: same shape, bool or integer, nonzero counts.
+      max_abs: bound of each token's log-ratio, beyond which it has no gradient.
+
+    Returns:
+      An array of the same shape: the mean at each token that counts, 0 at the others.
+
+    Raises:
+      TypeError: log-probs are not floating point, or the mask is.
+      ValueError: shapes differ or have no time axis, or max_abs is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> new, old = jnp.array([-1.0, -1.0, 9.0]), jnp.array([-1.5, -2.5, 0.0])
+      >>> jaxppo.sequence_token_log_ratio(new, old, jnp.array([True, True, False]))
+      Array([1., 1., 0.], dtype=float32)
+    """
+    ratio, keep = _gate(
+        "sequence_token_log_ratio", log_probs, old_log_probs, mask, max_abs
+    )
+    mean = jax.lax.stop_gradient(
+        jnp.sum(ratio, -1, keepdims=True) / _length(ratio, keep)
+    )
+    return _spread(mean, ratio, keep) + (ratio - jax.lax.stop_gradient(ratio))
+
+
+def trajectory_log_ratio(
+    log_probs: Float[Array, "*b t"],
+    old_log_probs: Float[Array, "*b t"],
+    mask: Bool[Array, "*b t"] | Integer[Array, "*b t"] | None = None,
+    *,
+    max_abs: Scalar = 20.0,
+) -> Float[Array, "*b t"]:
+    """The log-ratio of each whole sequence, at each of its tokens: the sum over time.
+
+    log of prod over t of pi_t / pi_old_t: unbiased importance weights of trajectories,
+    whose variance grows with their length. TRL's and verl's "sequence" level; other
+    systems (OpenRLHF, ms-swift) mean `sequence_log_ratio` by that word.
+
+    Args:
+      log_probs: log pi of the sampled tokens, nats, `(*batch, time)`.
+      old_log_probs: log pi_old, same shape, constant.
+      mask: same shape, bool or integer, nonzero counts.
+      max_abs: bound of the sum (tokens are not bounded one by one).
+
+    Returns:
+      An array of the same shape: the sum at each token that counts, 0 at the others.
+
+    Raises:
+      TypeError: log-probs are not floating point, or the mask is.
+      ValueError: shapes differ or have no time axis, or max_abs is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> new, old = jnp.array([-1.0, -1.0, 9.0]), jnp.array([-1.5, -2.5, 0.0])
+      >>> jaxppo.trajectory_log_ratio(new, old, jnp.array([True, True, False]))
+      Array([2., 2., 0.], dtype=float32)
+    """
+    fn = "trajectory_log_ratio"
+    ratio, keep = _gate(fn, log_probs, old_log_probs, mask, math.inf)
+    max_abs = _checks.number(fn, "max_abs", max_abs, "(0, inf]", ratio.dtype)
+    return _spread(_bound(jnp.sum(ratio, -1, keepdims=True), max_abs), ratio, keep)
+
+
+def segment_log_ratio(
+    log_probs: Float[Array, "*b t"],
+    old_log_probs: Float[Array, "*b t"],
+    mask: Bool[Array, "*b t"] | Integer[Array, "*b t"] | None = None,
+    *,
+    max_abs: Scalar = 20.0,
+) -> Float[Array, "*b t"]:
+    """The mean log-ratio of each run of tokens between masked ones, at each of them.
+
+    Runs are what the policy wrote in one go, between prompts, tool results and padding:
+    one ratio per turn of a conversation (ROLL's "segment"). Without holes this is
+    `sequence_log_ratio`, with its gradient.
+
+    Args:
+      log_probs: log pi of the sampled tokens, nats, `(*batch, time)`.
+      old_log_probs: log pi_old, same shape, constant.
+      mask: same shape, bool or integer, nonzero counts.
+      max_abs: bound of each token's log-ratio, and so of the mean.
+
+    Returns:
+      An array of the same shape: its run's mean at each token that counts, 0 at the
+      others.
+
+    Raises:
+      TypeError: log-probs are not floating point, or the mask is.
+      ValueError: shapes differ or have no time axis, or max_abs is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> x = jnp.array([1.0, 2.0, 9.0, 5.0])
+      >>> jaxppo.segment_log_ratio(x, jnp.zeros(4), jnp.array([1, 1, 0, 1]))
+      Array([1.5, 1.5, 0. , 5. ], dtype=float32)
+    """
+    fn = "segment_log_ratio"
+    ratio, keep = _gate(fn, log_probs, old_log_probs, mask, max_abs)
+    if keep is None:
+        return _spread(
+            jnp.sum(ratio, -1, keepdims=True) / _length(ratio, keep), ratio, keep
+        )
+    # Tokens of one run have as many masked ones before them; a comparison of all with
+    # all would be quadratic in time, so add up by that number.
+    run = jnp.cumsum(~keep, -1, dtype=jnp.int32).reshape(-1, ratio.shape[-1])
+    flat, valid = ratio.reshape(run.shape), keep.reshape(run.shape)
+
+    def means(ratio: Array, valid: Array, run: Array) -> Array:
+        total, length = (
+            jax.ops.segment_sum(x, run, num_segments=run.shape[-1] + 1)
+            for x in (ratio, valid.astype(ratio.dtype))
+        )
+        return (total / jnp.maximum(length, 1))[run]
+
+    return jnp.where(keep, jax.vmap(means)(flat, valid, run).reshape(keep.shape), 0)
+
+
+def _gate(
+    fn: str, log_probs: Array, old_log_probs: Array, mask: Array | None, max_abs: Scalar
+) -> tuple[Array, Array | None]:
+    """`log_ratio` for the functions that look along time, and the mask."""
     log_probs, old_log_probs = _checks.arrays(
-        "sequence_log_ratio", mask, log_probs=log_probs, old_log_probs=old_log_probs
+        fn, mask, log_probs=log_probs, old_log_probs=old_log_probs
     )
-    _checks.has_time("sequence_log_ratio", log_probs=log_probs)
-    max_abs = _checks.number(
-        "sequence_log_ratio", "max_abs", max_abs, "(0, inf]", log_probs.dtype
+    _checks.has_time(fn, log_probs=log_probs)
+    max_abs = _checks.number(fn, "max_abs", max_abs, "(0, inf]", log_probs.dtype)
+    keep = _checks.valid(fn, mask, log_probs=log_probs)
+    ratio = log_probs - jax.lax.stop_gradient(old_log_probs)
+    return _bound(ratio, max_abs), keep
+
+
+def _length(ratio: Array, keep: Array | None) -> Array:
+    count = (
+        jnp.array(ratio.shape[-1])
+        if keep is None
+        else jnp.sum(keep, -1, keepdims=True, dtype=jnp.int32)
     )
-    keep = _checks.valid("sequence_log_ratio", mask, log_probs=log_probs)
-    ratio = _bound(log_probs - jax.lax.stop_gradient(old_log_probs), max_abs)
-    count = ratio.shape[-1] if keep is None else jnp.sum(keep, -1, keepdims=True)
-    mean = jnp.sum(ratio, -1, keepdims=True) / jnp.maximum(count, 1).astype(ratio.dtype)
-    mean = jnp.broadcast_to(mean, ratio.shape)
-    # At masked tokens, too, 0: a NaN that meets them there would come back through the
-    # mean to the tokens that count.
-    return mean if keep is None else jnp.where(keep, mean, 0)
+    return jnp.maximum(count, 1).astype(ratio.dtype)
+
+
+def _spread(per_sequence: Array, ratio: Array, keep: Array | None) -> Array:
+    """Of a sequence to its tokens, and 0 to the masked ones.
+
+    There, too: a NaN that meets them would come back through the sum to the tokens
+    that count.
+    """
+    out = jnp.broadcast_to(per_sequence, ratio.shape)
+    return out if keep is None else jnp.where(keep, out, 0)
 
 
 def _bound(x: Array, max_abs: Array) -> Array:

@@ -45,7 +45,6 @@ def tokens(rng):
     """Sequences of tokens, or trajectories, with time last."""
     draw = functools.partial(rng.normal, size=MASK.shape)
     log_ratio, advantages, shift = draw(0, 0.3), draw(), draw(0, 0.2)
-    old_log_probs = -rng.gamma(1.0, 1.0, MASK.shape)
     old_values, returns = draw(), draw()
     for row in (0, 3):  # each outlier on either side of what it is weighed against
         at = row, [0, 1, 3, 4]
@@ -57,6 +56,8 @@ def tokens(rng):
     # Two that are clipped by one of the widths only, and one that is not clipped.
     log_ratio[3, [2, 5, 6]] = rng.normal([0.22, -0.29, 0.05], 0.01)
     advantages[3, [2, 5]] = np.abs(advantages[3, [2, 5]]) * [1, -1]
+    # Log-probs of probabilities, both.
+    old_log_probs = -rng.gamma(1.0, 1.0, MASK.shape) - np.maximum(log_ratio, 0)
     discounts = rng.uniform(0.8, 1.0, MASK.shape)
     lambda_ = rng.uniform(0.6, 1.0, MASK.shape)
     discounts[0, 3] = discounts[3, 1] = 0  # the end of an episode
@@ -79,6 +80,14 @@ def tokens(rng):
         lambda_=lambda_,
         x=draw(3.0, 2.0),
         per_token=draw(),
+        policy_log_ratio=draw(0, 0.3),
+        divergence=rng.uniform(0, 0.6, MASK.shape),
+        covariance=draw(0, 2.0),
+        statistic=draw(),
+        sum_squared_probs=rng.uniform(0.1, 0.9, MASK.shape),
+        group_ids=np.array([7, -2, 7, 7]),
+        lengths=rng.integers(1, 99, MASK.shape),
+        key=np.broadcast_to(rng.integers(0, 99, 2, np.uint32), (*MASK.shape, 2)),
         mask=MASK,
     )
 
@@ -87,7 +96,35 @@ def samples(rng):
     """Samples in groups of four: whole, with a hole, alone, and none at all."""
     mask = np.ones((4, 8), bool)
     mask[0, 6] = mask[1, 1:4] = mask[2] = False
-    return dict(rewards=rng.normal(5.0, 2.0, mask.shape), mask=mask)
+    return dict(
+        rewards=rng.normal(5.0, 2.0, mask.shape),
+        weights=rng.uniform(0.3, 2.0, mask.shape),
+        group_ids=rng.permuted(np.tile([3, 3, 3, -9, -9, -9, -9, 0], (4, 1)), axis=1),
+        mask=mask,
+    )
+
+
+def bins(rng):
+    """Critics of five bins, or quantiles, and the values they are to learn."""
+    draw = functools.partial(rng.normal, size=(*MASK.shape, 5))
+    ref_logits, grid = draw(), np.cumsum(rng.uniform(0.3, 1.0, 6)) - 2.0
+    return dict(
+        logits=draw(),
+        ref_logits=ref_logits,
+        target_probs=np.exp(ref_logits) / np.exp(ref_logits).sum(-1, keepdims=True),
+        quantiles=draw(0, 2),
+        returns=rng.normal(0, 2, MASK.shape),
+        x=rng.normal(0, 1.5, MASK.shape),
+        support=np.broadcast_to(grid[:5], (*MASK.shape, 5)),
+        edges=np.broadcast_to(grid, (*MASK.shape, 6)),
+        mask=MASK,
+    )
+
+
+def two_policies(rng):
+    """The logits of two policies that allow the same actions."""
+    first, second = choices(rng), choices(rng)
+    return first | dict(ref_logits=second["logits"])
 
 
 def choices(rng):
@@ -105,6 +142,8 @@ def normals(rng):
     return dict(
         mean=rng.normal(0, 0.7, shape),
         log_std=log_std,
+        ref_mean=rng.normal(0, 0.7, shape),
+        ref_log_std=rng.uniform(-1.5, 0.5, shape),
         actions=actions,
         pre_tanh_actions=actions,
         mask=mask,
@@ -125,6 +164,7 @@ class Case:
       batch: the batch its inputs are drawn from.
       column: inputs with one entry per sequence, `(*batch, 1)`.
       shared: inputs without batch axes.
+      rowed: its rows have a meaning, so that none may go, and there are no further axes.
       differentiated: the part of its output that has gradients.
       slope: the oracle whose derivative is the gradient, if not its own.
       note: tells two rows of a function apart.
@@ -140,6 +180,7 @@ class Case:
     batch: Callable = tokens
     column: str = ""
     shared: str = ""
+    rowed: bool = False
     differentiated: Callable = lambda out: out
     slope: Callable | None = None
     note: str = ""
@@ -212,6 +253,8 @@ def mix(out):
     """A number in which every entry of an output has a share of its own."""
     total = 0.0
     for k, x in enumerate(jax.tree.leaves(out)):
+        if x.dtype == bool:
+            continue
         share = np.cos(np.arange(np.size(x)) + k).reshape(np.shape(x))
         total += (share.astype(x.dtype) * x).sum()
     return total
@@ -243,6 +286,7 @@ def jitted_gradient(case):
     return jax.jit(gradient(case))
 
 
+OVER_TIME = dict(axis=-1, keepdims=True)
 CLIP = dict(clip_eps=0.15, clip_eps_high=0.35)
 GAE = "rewards values discounts"
 NORMAL = dict(grads="mean log_std", batch=normals)
@@ -257,6 +301,16 @@ CASES = [
     # masked
     Case(jaxppo.masked_sum, "x", reduces=True),
     Case(jaxppo.masked_mean, "x", reduces=True),
+    Case(jaxppo.masked_sum, "x", static=OVER_TIME, note="time"),
+    Case(jaxppo.masked_mean, "x", static=OVER_TIME, note="time"),
+    Case(jaxppo.masked_max, "x", reduces=True),
+    Case(
+        jaxppo.masked_max,
+        "x",
+        static=OVER_TIME,
+        differentiated=lambda out: out[:2],  # of an empty row it is -inf
+        note="time",
+    ),
     Case(jaxppo.masked_variance, "x", hyper=dict(ddof=2), reduces=True),
     Case(jaxppo.whiten, "x", hyper=dict(ddof=2, eps=1e-2), reduces=True),
     # ratio
@@ -267,11 +321,38 @@ CASES = [
         "old_log_probs",
         hyper=dict(max_abs=1.5),
     ),
+    Case(
+        jaxppo.sequence_token_log_ratio,
+        "log_probs",
+        "old_log_probs",
+        hyper=dict(max_abs=1.5),
+        slope=functools.partial(oracles.sequence_token_slope, max_abs=1.5),
+    ),
+    Case(
+        jaxppo.trajectory_log_ratio,
+        "log_probs",
+        "old_log_probs",
+        hyper=dict(max_abs=1.5),
+    ),
+    Case(
+        jaxppo.segment_log_ratio,
+        "log_probs",
+        "old_log_probs",
+        hyper=dict(max_abs=1.5),
+    ),
     # aggregation
     Case(jaxppo.token_mean, "per_token", reduces=True),
     Case(jaxppo.token_sum, "per_token", reduces=True),
     Case(jaxppo.sequence_mean, "per_token", reduces=True),
     Case(jaxppo.sequence_sum, "per_token", hyper=dict(scale=0.3), reduces=True),
+    Case(
+        jaxppo.prompt_mean,
+        "per_token",
+        static=dict(group_size=2),
+        reduces=True,
+        rowed=True,
+    ),
+    Case(jaxppo.all_rows),  # test_properties.py
     # policy terms
     Case(
         jaxppo.clipped_surrogate,
@@ -295,6 +376,80 @@ CASES = [
         column="advantages",
         note="per_sequence",
     ),
+    Case(jaxppo.unclipped_surrogate, "log_ratio", "advantages"),
+    Case(
+        jaxppo.geometric_mean_surrogate,
+        "log_ratio",
+        "advantages",
+        hyper=dict(clip_eps=0.15, clip_eps_high=0.35),
+    ),
+    Case(
+        jaxppo.geometric_mean_surrogate,
+        "log_ratio",
+        "advantages",
+        hyper=dict(clip_eps=0.3),
+        column="advantages",
+        note="per_sequence",
+    ),
+    Case(
+        jaxppo.cispo,
+        "log_probs",
+        "log_ratio advantages",
+        hyper=dict(low=0.6, high=1.4),
+    ),
+    Case(jaxppo.topr, "log_probs", "log_ratio advantages", hyper=dict(cap=1.3)),
+    Case(
+        jaxppo.soft_gated_surrogate,
+        "log_ratio",
+        "advantages",
+        hyper=dict(temperature=0.7, temperature_negative=1.6),
+    ),
+    Case(
+        jaxppo.vespo_weights,
+        "",
+        "log_ratio advantages",
+        hyper=dict(k=1.5, lambda_=0.7, k_negative=0.4, lambda_negative=1.2),
+    ),
+    Case(jaxppo.shaped_off_policy, "log_probs", "advantages", hyper=dict(gamma=0.3)),
+    # trust regions
+    Case(jaxppo.binary_tv, "", "log_probs old_log_probs"),
+    Case(jaxppo.binary_kl, "", "log_probs old_log_probs", hyper=dict(eps=1e-2)),
+    Case(
+        jaxppo.trust_region_mask,
+        "",
+        "log_ratio advantages divergence",
+        hyper=dict(low=0.1, high=0.3),
+    ),
+    Case(
+        jaxppo.quadratic_surrogate,
+        "log_ratio",
+        "advantages",
+        hyper=dict(clip_eps=0.3),
+    ),
+    Case(
+        jaxppo.discovered_surrogate,
+        "log_ratio",
+        "advantages",
+        hyper=dict(alpha=1.3, beta=0.4),
+    ),
+    # covariance
+    Case(jaxppo.token_covariance, "", "log_probs advantages", reduces=True),
+    Case(
+        jaxppo.clip_cov_mask,
+        "",
+        "key covariance",
+        hyper=dict(fraction=0.3, low=-1.0, high=1.5),
+        shared="key",
+        reduces=True,
+        rowed=True,  # each place has its random number
+    ),
+    Case(
+        jaxppo.kl_cov_mask,
+        "",
+        "covariance",
+        hyper=dict(fraction=0.3),
+        reduces=True,
+    ),
     # value terms
     Case(jaxppo.squared_value, "values", "returns"),
     Case(
@@ -302,6 +457,40 @@ CASES = [
         "values",
         "old_values returns",
         hyper=dict(clip_eps=0.3),
+    ),
+    Case(
+        jaxppo.clipped_value,
+        "values",
+        "old_values returns",
+        hyper=dict(clip_eps=0.3),
+        static=dict(error=jaxppo.huber_value),
+        note="huber",
+    ),
+    Case(
+        jaxppo.bounded_value,
+        "values",
+        "old_values returns",
+        hyper=dict(clip_eps=0.3),
+    ),
+    Case(jaxppo.huber_value, "values", "returns", hyper=dict(delta=0.7)),
+    # distributional critics
+    Case(jaxppo.two_hot, "", "x support", batch=bins, shared="support"),
+    Case(
+        jaxppo.hl_gauss,
+        "",
+        "x edges",
+        hyper=dict(sigma=0.4),
+        batch=bins,
+        shared="edges",
+    ),
+    Case(jaxppo.categorical_value, "logits", "target_probs", batch=bins),
+    Case(jaxppo.expected_value, "logits support", batch=bins, shared="support"),
+    Case(
+        jaxppo.quantile_value,
+        "quantiles",
+        "returns",
+        hyper=dict(delta=0.7),
+        batch=bins,
     ),
     # KL
     Case(jaxppo.kl_k1, "log_ratio"),
@@ -313,6 +502,22 @@ CASES = [
         "log_ratio",
         static=dict(estimator=jaxppo.kl_k1),
         slope=oracles.kl_k2,
+        note="k1",
+    ),
+    Case(jaxppo.kl_abs, "log_ratio"),
+    Case(jaxppo.bounded_kl, "log_ratio", hyper=dict(max_value=0.5)),
+    Case(
+        jaxppo.bounded_kl,
+        "log_ratio",
+        hyper=dict(max_value=0.5),
+        static=dict(estimator=jaxppo.kl_k1),
+        note="k1",
+    ),
+    Case(jaxppo.importance_weighted_kl, "log_ratio policy_log_ratio"),
+    Case(
+        jaxppo.importance_weighted_kl,
+        "log_ratio policy_log_ratio",
+        static=dict(estimator=jaxppo.kl_k1),
         note="k1",
     ),
     Case(jaxppo.approx_kl_k1, "", "log_ratio"),
@@ -338,6 +543,12 @@ CASES = [
         hyper=dict(discounts=0.9, lambda_=0.8, rho_clip=0.9, c_clip=1.4),
         note="next_values",
     ),
+    Case(
+        jaxppo.length_adaptive_lambda,
+        "",
+        "mask",
+        hyper=dict(alpha=0.4),
+    ),
     # estimators over groups
     Case(
         jaxppo.group_advantages,
@@ -359,9 +570,117 @@ CASES = [
         static=dict(group_size=4),
         batch=samples,
     ),
+    Case(
+        jaxppo.group_advantages,
+        "rewards weights",
+        "group_ids",
+        hyper=dict(ddof=0.5, eps=1e-2, singleton=0.4),
+        batch=samples,
+        note="ids",
+    ),
+    Case(
+        jaxppo.leave_one_out_advantages,
+        "rewards",
+        "group_ids",
+        hyper=dict(singleton=0.4),
+        batch=samples,
+        note="ids",
+    ),
+    Case(
+        jaxppo.leave_one_out_std,
+        "rewards",
+        hyper=dict(ddof=0),
+        static=dict(group_size=4),
+        batch=samples,
+    ),
+    Case(
+        jaxppo.leave_one_out_std,
+        "rewards",
+        "group_ids",
+        hyper=dict(ddof=0.5),
+        batch=samples,
+        note="ids",
+    ),
+    Case(
+        jaxppo.pass_at_k_advantages,
+        "rewards",
+        hyper=dict(eps=1e-2),
+        static=dict(group_size=4),
+        batch=samples,
+    ),
+    Case(
+        jaxppo.pass_at_k_advantages,
+        "rewards",
+        "group_ids",
+        static=dict(scale_by_std=False),
+        batch=samples,
+        note="ids",
+    ),
+    Case(jaxppo.varied_groups, "", "rewards", static=dict(group_size=4), batch=samples),
+    Case(jaxppo.varied_groups, "", "rewards group_ids", batch=samples, note="ids"),
+    Case(
+        jaxppo.optimal_token_baseline,
+        "",
+        "returns log_probs sum_squared_probs weights",
+        hyper=dict(eps=1e-2),
+        static=dict(group_size=2),
+        reduces=True,
+        rowed=True,
+    ),
+    Case(
+        jaxppo.optimal_token_baseline,
+        "",
+        "returns log_probs sum_squared_probs group_ids",
+        static=dict(turn_aligned=True, zero_tail=False),
+        reduces=True,
+        rowed=True,
+        note="turns",
+    ),
+    # rewards, entropy
+    Case(
+        jaxppo.overlong_penalty,
+        "",
+        "lengths",
+        hyper=dict(max_length=70, buffer=30, penalty=0.7),
+    ),
+    Case(
+        jaxppo.top_entropy_mask, "", "entropy", hyper=dict(fraction=0.4), reduces=True
+    ),
+    Case(jaxppo.adaptive_entropy),
     # rollout correction
-    Case(jaxppo.truncated_weights, "", "log_ratio", hyper=dict(cap=1.7)),
+    Case(jaxppo.truncated_weights, "", "log_ratio", hyper=dict(cap=1.7, floor=0.6)),
     Case(jaxppo.band_weights, "", "log_ratio", hyper=dict(low=0.6, high=1.4)),
+    Case(jaxppo.normalised_weights, "", "weights", reduces=True),
+    Case(jaxppo.rejection_mask, "", "statistic mask", hyper=dict(low=-0.6, high=0.9)),
+    Case(
+        jaxppo.rejection_mask,
+        "",
+        "statistic mask",
+        hyper=dict(low=-0.6, high=0.9),
+        column="statistic",
+        note="per_sequence",
+    ),
+    Case(
+        jaxppo.off_policy_sequence_mask,
+        "",
+        "log_ratio advantages",
+        hyper=dict(threshold=0.1),
+        column="advantages",
+    ),
+    Case(
+        jaxppo.second_moment_mask,
+        "",
+        "log_ratio",
+        hyper=dict(threshold=0.5),
+        reduces=True,
+    ),
+    Case(
+        jaxppo.correction_metrics,
+        "",
+        "log_ratio",
+        hyper=dict(low=0.6, high=1.4),
+        reduces=True,
+    ),
     # heads
     Case(jaxppo.categorical, "logits", "actions", batch=choices),
     Case(jaxppo.diagonal_normal, **NORMAL, constants="actions"),
@@ -373,6 +692,8 @@ CASES = [
         note="shared",
     ),
     Case(jaxppo.tanh_normal, **NORMAL, constants="pre_tanh_actions"),
+    Case(jaxppo.categorical_kl, "logits ref_logits", batch=two_policies),
+    Case(jaxppo.normal_kl, "mean log_std ref_mean ref_log_std", batch=normals),
     # metrics
     Case(jaxppo.clip_fraction, "", "log_ratio", hyper=CLIP),
     Case(

@@ -6,9 +6,11 @@ A `Mean` is `(total, count)`, a `Max` or `Min` its value.
 
 import decimal
 import functools
+import itertools
 import math
 import statistics
 
+import jax
 import numpy as np
 from scipy import integrate
 
@@ -30,12 +32,27 @@ def sequences(x, mask):
 # --- sums, means, variances ---
 
 
-def masked_sum(x, mask):
-    return math.fsum(kept(x, mask))
+def along(statistic, nothing):
+    """A statistic of all that counts, or of what counts along the last axis."""
+
+    def reduce(x, mask, *, axis=None, keepdims=False):
+        rows = (
+            [(x, mask)] if axis is None else list(zip(*rows_of(x, mask), strict=True))
+        )
+        found = [statistic(k) if (k := kept(*row)) else nothing for row in rows]
+        shape = () if axis is None else x.shape[:-1]
+        return np.reshape(found, (*shape, 1) if keepdims else shape)
+
+    return reduce
 
 
-def masked_mean(x, mask):
-    return statistics.fmean(kept(x, mask))
+def rows_of(*arrays):
+    return [x.reshape(-1, x.shape[-1]) for x in arrays]
+
+
+masked_sum = along(math.fsum, 0)
+masked_mean = along(statistics.fmean, 0)
+masked_max = along(max, -math.inf)
 
 
 def masked_variance(x, mask, *, ddof=0):
@@ -69,6 +86,16 @@ def sequence_sum(per_token, mask, *, scale=1.0):
     return math.fsum(sums), len(sums)
 
 
+def prompt_mean(per_token, mask, *, group_size):
+    means = []
+    for start in range(0, len(mask), group_size):
+        rows = slice(start, start + group_size)
+        means += (
+            [statistics.fmean(t)] if (t := kept(per_token[rows], mask[rows])) else []
+        )
+    return math.fsum(means), len(means)
+
+
 # --- ratios ---
 
 
@@ -83,6 +110,35 @@ def sequence_log_ratio(log_probs, old_log_probs, mask, *, max_abs=20.0):
     for row in np.ndindex(x.shape[:-1]):
         if any(mask[row]):
             out[row][mask[row]] = statistics.fmean(kept(x[row], mask[row]))
+    return out
+
+
+sequence_token_log_ratio = sequence_log_ratio
+
+
+def sequence_token_slope(log_probs, old_log_probs, mask, *, max_abs=20.0):
+    return log_ratio(log_probs, old_log_probs, mask, max_abs=max_abs)
+
+
+def trajectory_log_ratio(log_probs, old_log_probs, mask, *, max_abs=20.0):
+    out = np.zeros(mask.shape)
+    for row in np.ndindex(mask.shape[:-1]):
+        total = math.fsum(kept((log_probs - old_log_probs)[row], mask[row]))
+        out[row][mask[row]] = min(max(total, -max_abs), max_abs)
+    return out
+
+
+def segment_log_ratio(log_probs, old_log_probs, mask, *, max_abs=20.0):
+    x = log_ratio(log_probs, old_log_probs, mask, max_abs=max_abs)
+    out = np.zeros(mask.shape)
+    for row in np.ndindex(mask.shape[:-1]):
+        run = []
+        for t in range(mask.shape[-1] + 1):
+            if t < mask.shape[-1] and mask[row][t]:
+                run.append(t)
+            elif run:
+                out[row][run] = statistics.fmean(x[row][run])
+                run = []
     return out
 
 
@@ -107,6 +163,145 @@ def policy_gradient(log_probs, advantages, mask):
     return -advantages * log_probs if mask else 0
 
 
+@per_element
+def unclipped_surrogate(log_ratio, advantages):
+    return -math.exp(log_ratio) * advantages
+
+
+def geometric_mean_surrogate(
+    log_ratio, advantages, mask, *, clip_eps=0.4, clip_eps_high=None
+):
+    high = clip_eps if clip_eps_high is None else clip_eps_high
+    advantages = np.broadcast_to(advantages, mask.shape)
+    out = np.zeros(mask.shape)
+    for row in np.ndindex(mask.shape[:-1]):
+        pairs = [
+            (log_ratio[row][t], advantages[row][t]) for t in np.flatnonzero(mask[row])
+        ]
+        if not pairs:
+            continue
+        # sign * min(sign * x, sign * clip(x)): the pessimistic of the two
+        held = [min(x, high) if a > 0 else max(x, -clip_eps) for x, a in pairs]
+        mean = statistics.fmean(a for _, a in pairs)
+        out[row][mask[row]] = -math.exp(statistics.fmean(held)) * mean
+    return out
+
+
+@per_element
+def cispo(log_probs, log_ratio, advantages, mask, *, low=0.0, high=5.0):
+    weight = min(max(math.exp(log_ratio), low), high)
+    return -weight * advantages * log_probs if mask else 0
+
+
+@per_element
+def topr(log_probs, log_ratio, advantages, mask, *, cap=1.0):
+    weight = 1 if advantages > 0 else min(math.exp(log_ratio), cap)
+    return -weight * advantages * log_probs if mask else 0
+
+
+@per_element
+def soft_gated_surrogate(
+    log_ratio, advantages, *, temperature=1.0, temperature_negative=1.05
+):
+    tau = temperature if advantages > 0 else temperature_negative
+    gate = 1 / (1 + math.exp(-tau * (math.exp(log_ratio) - 1)))
+    return -gate * 4 / tau * advantages
+
+
+def vespo_weights(
+    log_ratio,
+    advantages,
+    mask,
+    *,
+    k=2.0,
+    lambda_=3.0,
+    k_negative=3.0,
+    lambda_negative=2.0,
+):
+    advantages = np.broadcast_to(advantages, mask.shape)
+    out = np.zeros((*mask.shape[:-1], 1))
+    for row in np.ndindex(mask.shape[:-1]):
+        if not any(mask[row]):
+            continue
+        x = max(min(math.fsum(kept(log_ratio[row], mask[row])), 20), math.log(1e-8))
+        good = math.fsum(kept(advantages[row], mask[row])) >= 0
+        power, decay = (k, lambda_) if good else (k_negative, lambda_negative)
+        out[row] = math.exp(x) ** power * math.exp(decay * (1 - math.exp(x)))
+    return out
+
+
+@per_element
+def shaped_off_policy(log_probs, advantages, mask, *, gamma=0.1):
+    p = math.exp(log_probs)
+    return -advantages * p / (p + gamma) if mask else 0
+
+
+@per_element
+def binary_tv(log_probs, old_log_probs, mask):
+    return abs(math.exp(log_probs) - math.exp(old_log_probs)) if mask else 0
+
+
+@per_element
+def binary_kl(log_probs, old_log_probs, mask, *, eps=1e-8):
+    p, q = math.exp(log_probs), math.exp(old_log_probs)
+    rest = (1 - q) * math.log((1 - q + eps) / (1 - p + eps))
+    return q * math.log(q / p) + rest if mask else 0
+
+
+@per_element
+def trust_region_mask(log_ratio, advantages, divergence, *, low=0.2, high=None):
+    if advantages > 0:
+        return not (log_ratio > 0 and divergence > (low if high is None else high))
+    return not (log_ratio < 0 and divergence > low)
+
+
+@per_element
+def quadratic_surrogate(log_ratio, advantages, *, clip_eps=0.2):
+    r = math.exp(log_ratio)
+    return -(r * advantages - abs(advantages) / (2 * clip_eps) * (r - 1) ** 2)
+
+
+@per_element
+def discovered_surrogate(log_ratio, advantages, *, alpha=2.0, beta=0.6):
+    r = math.exp(log_ratio)
+    if advantages >= 0:
+        u = (r - 1) * advantages
+        drift = max(u - alpha * math.tanh(u / alpha), 0)
+    else:
+        u = log_ratio * advantages
+        drift = max(u - beta * math.tanh(u / beta), 0)
+    return drift - r * advantages
+
+
+# --- covariance ---
+
+
+def token_covariance(log_probs, advantages, mask):
+    advantages = np.broadcast_to(advantages, mask.shape)
+    a, x = masked_mean(advantages, mask), masked_mean(log_probs, mask)
+    return np.where(mask, (advantages - a) * (log_probs - x), 0)
+
+
+def first(order, eligible, mask, fraction):
+    """The eligible places in this order, as many as the fraction of what counts."""
+    places = [at for at in np.argsort(order, None) if eligible.flat[at]]
+    out = np.zeros(mask.shape, bool)
+    for at in places[: max(math.floor(fraction * np.count_nonzero(mask)), 1)]:
+        out.flat[at] = True
+    return out
+
+
+def clip_cov_mask(key, covariance, mask, *, fraction=2e-4, low=1.0, high=5.0):
+    eligible = mask & (low < covariance) & (covariance < high)
+    return first(
+        np.asarray(jax.random.uniform(key, mask.shape)), eligible, mask, fraction
+    )
+
+
+def kl_cov_mask(covariance, mask, *, fraction=2e-3):
+    return first(-covariance, mask, mask, fraction)
+
+
 # --- value terms ---
 
 
@@ -116,9 +311,83 @@ def squared_value(values, returns, mask):
 
 
 @per_element
-def clipped_value(values, old_values, returns, mask, *, clip_eps=0.2):
+def clipped_value(
+    values, old_values, returns, mask, *, clip_eps=0.2, error=squared_value
+):
     held = min(max(values, old_values - clip_eps), old_values + clip_eps)
-    return max((values - returns) ** 2, (held - returns) ** 2) / 2 if mask else 0
+    return max(error(values, returns, mask), error(held, returns, mask))
+
+
+@per_element
+def bounded_value(values, old_values, returns, mask, *, clip_eps=0.2):
+    held = min(max(values, old_values - clip_eps), old_values + clip_eps)
+    return (held - returns) ** 2 / 2 if mask else 0
+
+
+@per_element
+def huber_value(values, returns, mask, *, delta=1.0):
+    size = abs(values - returns)
+    loss = size**2 / 2 if size <= delta else delta * size - delta**2 / 2
+    return loss if mask else 0
+
+
+# --- distributional critics ---
+
+
+def two_hot(x, support):
+    out = np.zeros((*x.shape, len(support)))
+    for at in np.ndindex(x.shape):
+        value = min(max(x[at], support[0]), support[-1])
+        k = max(np.searchsorted(support, value) - 1, 0)
+        share = (value - support[k]) / (support[k + 1] - support[k])
+        out[at][k], out[at][k + 1] = 1 - share, share
+    return out
+
+
+def hl_gauss(x, edges, *, sigma):
+    out = np.zeros((*x.shape, len(edges) - 1))
+    for at in np.ndindex(x.shape):
+        value = min(max(x[at], edges[0]), edges[-1])
+        mass = [
+            integrate.quad(
+                lambda u: math.exp(-((u / sigma) ** 2) / 2), a, b, epsrel=1e-14
+            )
+            for a, b in itertools.pairwise(edges - value)
+        ]
+        out[at] = np.array([m for m, _ in mass]) / math.fsum(m for m, _ in mass)
+    return out
+
+
+def categorical_value(logits, target_probs, mask):
+    out = np.zeros(mask.shape)
+    for at in zip(*np.nonzero(mask), strict=True):
+        total = math.log(math.fsum(math.exp(z) for z in logits[at]))
+        terms = zip(target_probs[at], logits[at], strict=True)
+        out[at] = math.fsum(p * (total - z) for p, z in terms)
+    return out
+
+
+def expected_value(logits, support):
+    out = np.zeros(logits.shape[:-1])
+    for at in np.ndindex(out.shape):
+        weights = [math.exp(z) for z in logits[at]]
+        terms = zip(weights, support, strict=True)
+        out[at] = math.fsum(w * v for w, v in terms) / math.fsum(weights)
+    return out
+
+
+def quantile_value(quantiles, returns, mask, *, delta=1.0):
+    out, k = np.zeros(mask.shape), quantiles.shape[-1]
+    for at in zip(*np.nonzero(mask), strict=True):
+        losses = []
+        for i, q in enumerate(quantiles[at]):
+            tau = (2 * i + 1) / (2 * k)
+            weight = 1 - tau if returns[at] < q else tau
+            losses.append(
+                weight * huber_value(q, returns[at], True, delta=delta) / delta
+            )
+        out[at] = statistics.fmean(losses)
+    return out
 
 
 # --- KL ---
@@ -143,6 +412,19 @@ def kl_k3(log_ratio):
 
 def unbiased_gradient_kl(log_ratio, *, estimator=kl_k3):
     return estimator(log_ratio)
+
+
+@per_element
+def kl_abs(log_ratio):
+    return abs(log_ratio)
+
+
+def bounded_kl(log_ratio, *, estimator=kl_k3, max_value=10.0):
+    return np.minimum(np.maximum(estimator(log_ratio), -max_value), max_value)
+
+
+def importance_weighted_kl(log_ratio, policy_log_ratio, *, estimator=kl_k3):
+    return np.exp(policy_log_ratio) * estimator(log_ratio)
 
 
 def approx_kl_k1(log_ratio):
@@ -251,49 +533,217 @@ def vtrace(
     return advantages, targets
 
 
+def length_adaptive_lambda(mask, *, alpha=0.05):
+    lengths = np.count_nonzero(mask, -1, keepdims=True)
+    return np.array(
+        [max(1 - 1 / (alpha * n), 0) if n else 0 for n in lengths.flat]
+    ).reshape(lengths.shape)
+
+
 # --- estimators over groups ---
 
 
-def groups(rewards, mask, group_size):
+def groups(rewards, mask, group_size=None, group_ids=None):
     """The indices and the rewards of each group's samples that count."""
     for row in np.ndindex(rewards.shape[:-1]):
-        for start in range(0, rewards.shape[-1], group_size):
-            members = [i for i in range(start, start + group_size) if mask[row][i]]
+        n = rewards.shape[-1]
+        if group_ids is None:
+            ids = [i // group_size for i in range(n)]
+        else:
+            ids = np.broadcast_to(group_ids, rewards.shape)[row].tolist()
+        for label in sorted(set(ids)):
+            members = [i for i in range(n) if ids[i] == label and mask[row][i]]
             yield (row, members), [float(rewards[row][i]) for i in members]
 
 
-def group_advantages(rewards, mask, *, group_size, scale_by_std=True, ddof=1, eps=1e-6):
+def group_advantages(
+    rewards,
+    mask,
+    *,
+    group_size=None,
+    group_ids=None,
+    weights=None,
+    scale_by_std=True,
+    ddof=1,
+    eps=1e-6,
+    singleton=0.0,
+):
     out = np.zeros(rewards.shape)
-    for at, r in groups(rewards, mask, group_size):
-        if len(r) > 1:
-            std = math.sqrt(statistics.pvariance(r) * len(r) / (len(r) - ddof))
-            scale = 1 / (std + eps) if scale_by_std else 1
-            out[at] = [(x - statistics.mean(r)) * scale for x in r]
+    for (row, members), r in groups(rewards, mask, group_size, group_ids):
+        if len(r) == 1:
+            out[row][members] = singleton * r[0]
+        if len(r) < 2:
+            continue
+        w = [1.0] * len(r) if weights is None else [weights[row][i] for i in members]
+        mean = math.fsum(np.multiply(w, r)) / math.fsum(w)
+        square = math.fsum((x - mean) ** 2 for x in r)
+        scale = 1 / (math.sqrt(square / (len(r) - ddof)) + eps) if scale_by_std else 1
+        out[row][members] = [(x - mean) * scale for x in r]
     return out
 
 
-def leave_one_out_advantages(rewards, mask, *, group_size):
+def others(r):
+    return [r[:i] + r[i + 1 :] for i in range(len(r))]
+
+
+def leave_one_out_advantages(
+    rewards, mask, *, group_size=None, group_ids=None, singleton=0.0
+):
     out = np.zeros(rewards.shape)
-    for at, r in groups(rewards, mask, group_size):
-        if len(r) > 1:
-            others = [r[:i] + r[i + 1 :] for i in range(len(r))]
-            out[at] = [
-                x - statistics.mean(rest) for x, rest in zip(r, others, strict=True)
-            ]
+    for (row, members), r in groups(rewards, mask, group_size, group_ids):
+        rest = others(r)
+        out[row][members] = [
+            x - statistics.fmean(o) if o else singleton * x
+            for x, o in zip(r, rest, strict=True)
+        ]
     return out
+
+
+def leave_one_out_std(rewards, mask, *, group_size=None, group_ids=None, ddof=1):
+    out = np.zeros(rewards.shape)
+    for (row, members), r in groups(rewards, mask, group_size, group_ids):
+        out[row][members] = [
+            math.sqrt(statistics.pvariance(o) * len(o) / (len(o) - ddof))
+            if len(o) > ddof
+            else 0
+            for o in others(r)
+        ]
+    return out
+
+
+def pass_at_k_advantages(
+    rewards, mask, *, group_size=None, group_ids=None, scale_by_std=True, eps=1e-6
+):
+    out = np.zeros(rewards.shape)
+    for (row, members), r in groups(rewards, mask, group_size, group_ids):
+        if len(r) > 1:
+            second, best = sorted(r)[-2:]
+            scale = 1 / (statistics.stdev(r) + eps) if scale_by_std else 1
+            out[row][members[r.index(best)]] = (best - second) * scale
+    return out
+
+
+def varied_groups(rewards, mask, *, group_size=None, group_ids=None):
+    out = np.zeros(rewards.shape, bool)
+    for (row, members), r in groups(rewards, mask, group_size, group_ids):
+        out[row][members] = len(set(r)) > 1
+    return out
+
+
+def optimal_token_baseline(
+    returns,
+    log_probs,
+    sum_squared_probs,
+    mask,
+    *,
+    group_size=None,
+    group_ids=None,
+    weights=None,
+    turn_aligned=False,
+    zero_tail=True,
+    eps=1e-8,
+):
+    out = np.zeros(returns.shape)
+    n = len(returns)
+    everyone = np.ones(n, bool)
+    rows = np.arange(n, dtype=float)
+    for (_, members), _ in groups(rows, everyone, group_size, group_ids):
+        if len(members) == 1:
+            continue
+        at_place = {}  # place: (row, time, G, W) of each
+        for i in members:
+            energy, written = 0.0, 0
+            for t in np.flatnonzero(mask[i]):
+                rho = 1.0 if weights is None else weights[i, t]
+                p = math.exp(log_probs[i, t])
+                energy += (1 - 2 * p + sum_squared_probs[i, t]) * rho**2
+                place = written if turn_aligned else t
+                at_place.setdefault(place, []).append((i, t, returns[i, t], energy))
+                written += 1
+        lengths = sorted(int(np.count_nonzero(mask[i])) for i in members)
+        for place, tokens in at_place.items():
+            top = math.fsum(g * w for *_, g, w in tokens)
+            baseline = top / (math.fsum(w for *_, w in tokens) + eps)
+            for i, t, *_ in tokens:
+                longest = np.count_nonzero(mask[i]) == lengths[-1] > lengths[-2]
+                tail = zero_tail and longest and place >= lengths[-2]
+                out[i, t] = 0 if tail else baseline
+    return out
+
+
+# --- rewards, entropy ---
+
+
+@per_element
+def overlong_penalty(lengths, *, max_length, buffer, penalty=1.0):
+    over = lengths - (max_length - buffer)
+    return 0 if over <= 0 else -penalty * min(over / buffer, 1)
+
+
+def top_entropy_mask(entropy, mask, *, fraction=0.2):
+    if not mask.any():
+        return mask
+    return mask & (entropy >= np.quantile(entropy[mask], 1 - fraction))
 
 
 # --- rollout correction ---
 
 
 @per_element
-def truncated_weights(log_ratio, *, cap=2.0):
-    return min(math.exp(log_ratio), cap)
+def truncated_weights(log_ratio, *, cap=2.0, floor=0.0):
+    return max(min(math.exp(log_ratio), cap), floor)
 
 
 @per_element
 def band_weights(log_ratio, *, low=0.5, high=2.0):
     return ratio if low <= (ratio := math.exp(log_ratio)) <= high else 0
+
+
+def normalised_weights(weights, mask):
+    return np.where(mask, weights / masked_mean(weights, mask), 0)
+
+
+def rejection_mask(statistic, mask, *, low=-math.inf, high=math.inf):
+    return mask & (low <= statistic) & (statistic <= high)
+
+
+def off_policy_sequence_mask(log_ratio, advantages, mask, *, threshold):
+    drift = masked_mean(-log_ratio, mask, axis=-1, keepdims=True)
+    return mask & ((advantages >= 0) | (drift <= threshold))
+
+
+def second_moment_mask(log_ratio, mask, *, threshold=0.04):
+    places = [at for at in np.argsort(log_ratio**2, None) if mask.flat[at]]
+    squares = [log_ratio.flat[at] ** 2 for at in places]
+    while len(squares) > 1 and statistics.fmean(squares) >= threshold:
+        squares.pop()
+    out = np.zeros(mask.shape, bool)
+    for at in places[: len(squares)]:
+        out.flat[at] = True
+    return out
+
+
+def correction_metrics(log_ratio, mask, *, low=0.5, high=2.0):
+    ratio = np.exp(log_ratio)
+    rows = sequences(log_ratio, mask)
+    gaps = [statistics.fmean(row) for row in rows]
+    chi2 = [math.exp(2 * min(max(math.fsum(row), -20), 20)) - 1 for row in rows]
+    return {
+        "weight": token_mean(ratio, mask),
+        "weight_square": token_mean(ratio**2, mask),
+        "weight_max": max(kept(ratio, mask)),
+        "weight_min": min(kept(ratio, mask)),
+        "above": token_mean(ratio > high, mask),
+        "below": token_mean(ratio < low, mask),
+        "chi2_token": token_mean(ratio**2 - 1, mask),
+        "chi2_sequence": (math.fsum(chi2), len(chi2)),
+        "kl_k1": token_mean(kl_k1(-log_ratio), mask),
+        "kl_k3": token_mean(kl_k3(-log_ratio), mask),
+        "log_perplexity_gap": (math.fsum(gaps), len(gaps)),
+        "log_perplexity_gap_abs": (math.fsum(abs(g) for g in gaps), len(gaps)),
+        "log_perplexity_gap_max": max(gaps),
+        "log_perplexity_gap_min": min(gaps),
+    }
 
 
 # --- heads ---
@@ -309,6 +759,33 @@ def categorical(logits, actions, mask):
         logs = [z - log_total for z in support]
         entropy[row] = -math.fsum(math.exp(log_p) * log_p for log_p in logs)
     return log_probs, entropy
+
+
+def categorical_kl(logits, ref_logits, mask):
+    out = np.zeros(mask.shape)
+    for row in zip(*np.nonzero(mask), strict=True):
+        p, q = (
+            [
+                math.exp(z) / math.fsum(math.exp(z) for z in zs)
+                for zs in (x[row],)
+                for z in zs
+            ]
+            for x in (logits, ref_logits)
+        )
+        out[row] = math.fsum(
+            a * math.log(a / b) for a, b in zip(p, q, strict=True) if a
+        )
+    return out
+
+
+def normal_kl(mean, log_std, ref_mean, ref_log_std, mask):
+    out = np.zeros(mask.shape)
+    for row in zip(*np.nonzero(mask), strict=True):
+        for d in range(mean.shape[-1]):
+            m, s, n, r = (x[row][d] for x in (mean, log_std, ref_mean, ref_log_std))
+            square = (math.exp(2 * s) + (m - n) ** 2) / (2 * math.exp(2 * r))
+            out[row] += r - s + square - 0.5
+    return out
 
 
 def normal_log_density(x, mean, log_std):

