@@ -8,7 +8,6 @@ What a rejection leaves out stays in the denominator with
 import math
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import _checks
@@ -173,14 +172,14 @@ def prompt_mean(
     """
     fn = "prompt_mean"
     _checks.count(fn, "group_size", group_size)
-    if len(np.shape(per_token)) < 2 or per_token.shape[-2] % group_size:
-        raise ValueError(
-            f"{fn}: `per_token` has shape {np.shape(per_token)}; expected (*batch, n, "
-            f"time) with n a multiple of `group_size` = {group_size}."
-        )
-    *batch, rows, time = per_token.shape
-    shape = (*batch, rows // group_size, group_size * time)
     (x,) = _checks.arrays(fn, mask, per_token=per_token)
+    if x.ndim < 2 or x.shape[-2] % group_size:
+        raise ValueError(
+            f"{fn}: `per_token` has shape {x.shape}; expected (*batch, n, time) with n "
+            f"a multiple of `group_size` = {group_size}."
+        )
+    *batch, rows, time = x.shape
+    shape = (*batch, rows // group_size, group_size * time)
     keep = _checks.valid(fn, mask, per_token=per_token)
     return sequence_mean(
         x.reshape(shape), None if keep is None else keep.reshape(shape)

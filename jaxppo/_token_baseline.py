@@ -78,7 +78,7 @@ def optimal_token_baseline(
     keep = _checks.valid(fn, mask, returns=returns)
     keep = jnp.ones(returns.shape, bool) if keep is None else keep
     lengths = jnp.sum(keep, -1, dtype=jnp.int32)
-    total, top = _segments.groups(fn, group_size, group_ids, lengths=lengths)
+    total, top = _segments.groups(fn, group_size, group_ids, returns=lengths)
 
     energy = jnp.where(keep, 1 - 2 * jnp.exp(log_probs) + squares, 0)
     energy = energy if weights is None else energy * arrays[3] ** 2

@@ -33,7 +33,8 @@ def message(error, fn, **inputs):
 
 # --- shapes: nothing broadcasts silently ---
 
-PER_SEQUENCE = ("advantages", "weights", "discounts", "lambda_")  # (batch, 1) is right
+# (batch, 1) is right
+PER_SEQUENCE = ("advantages", "weights", "discounts", "lambda_", "statistic")
 NUMBERS = ("discounts", "lambda_")  # and so is a number
 
 planes = [
@@ -56,6 +57,8 @@ def test_no_wrong_shape_broadcasts(case, name):
         wrong.remove((b, 1))
     if name in NUMBERS:
         wrong.remove(())
+    if name == "group_ids":  # one for each sample, whatever their rows
+        wrong.remove((t,))
     for shape in wrong:
         bad = np.zeros(shape, inputs[name].dtype)
         said = message(ValueError, case, **inputs | {name: bad})
@@ -214,6 +217,8 @@ OUT_OF_RANGE = {
     "(1, inf]": [1, 0.5, -3, NAN],
     "[0.6, inf]": [0.59, 0.0, NAN],
     "(-inf, inf)": [INF, -INF, NAN],
+    "[-inf, inf]": [NAN],
+    "[0, inf]": [-1e-6, NAN],
 }
 RANGES = {
     jaxppo.masked_variance: dict(ddof="[0, inf)"),
@@ -233,13 +238,61 @@ RANGES = {
     jaxppo.vtrace: dict(
         discounts="[0, 1]", lambda_="[0, 1]", rho_clip="(0, inf]", c_clip="(0, inf]"
     ),
-    jaxppo.group_advantages: dict(ddof="[0, inf)", eps="[0, inf)"),
-    jaxppo.truncated_weights: dict(cap="(0, inf]"),
+    jaxppo.group_advantages: dict(ddof="[0, inf)", eps="[0, inf)", singleton="[0, 1]"),
+    jaxppo.truncated_weights: dict(floor="[0, inf)", cap="[0.6, inf]"),  # from it on
     jaxppo.band_weights: dict(low="[0, inf)", high="[0.6, inf]"),  # from `low` on
     jaxppo.clip_fraction: dict(clip_eps="(0, 1)", clip_eps_high="(0, inf)"),
     jaxppo.clip_fraction_lower: dict(clip_eps="(0, 1)"),
     jaxppo.clip_fraction_upper: dict(clip_eps="(0, inf)"),
     jaxppo.bound_fraction: dict(max_abs="(0, inf]"),
+    jaxppo.sequence_token_log_ratio: dict(max_abs="(0, inf]"),
+    jaxppo.trajectory_log_ratio: dict(max_abs="(0, inf]"),
+    jaxppo.segment_log_ratio: dict(max_abs="(0, inf]"),
+    jaxppo.geometric_mean_surrogate: dict(
+        clip_eps="(0, inf]", clip_eps_high="(0, inf]"
+    ),
+    jaxppo.cispo: dict(low="[0, inf)", high="[0.6, inf]"),  # from `low` on
+    jaxppo.topr: dict(cap="(0, inf]"),
+    jaxppo.soft_gated_surrogate: dict.fromkeys(
+        ["temperature", "temperature_negative"], "(0, inf)"
+    ),
+    jaxppo.vespo_weights: dict.fromkeys(
+        ["k", "lambda_", "k_negative", "lambda_negative"], "[0, inf)"
+    ),
+    jaxppo.shaped_off_policy: dict(gamma="(0, inf)"),
+    jaxppo.binary_kl: dict(eps="(0, inf)"),
+    jaxppo.trust_region_mask: dict(low="[0, inf]", high="[0, inf]"),
+    jaxppo.quadratic_surrogate: dict(clip_eps="(0, inf)"),
+    jaxppo.discovered_surrogate: dict(alpha="(0, inf)", beta="(0, inf)"),
+    jaxppo.clip_cov_mask: dict(
+        fraction="(0, 1]", low="[-inf, inf]", high="[-inf, inf]"
+    ),
+    jaxppo.kl_cov_mask: dict(fraction="(0, 1]"),
+    jaxppo.bounded_value: dict(clip_eps="(0, inf]"),
+    jaxppo.huber_value: dict(delta="(0, inf)"),
+    jaxppo.hl_gauss: dict(sigma="(0, inf)"),
+    jaxppo.quantile_value: dict(delta="(0, inf)"),
+    jaxppo.bounded_kl: dict(max_value="(0, inf]"),
+    jaxppo.length_adaptive_lambda: dict(alpha="(0, inf)"),
+    jaxppo.leave_one_out_advantages: dict(singleton="[0, 1]"),
+    jaxppo.leave_one_out_std: dict(ddof="[0, inf)"),
+    jaxppo.pass_at_k_advantages: dict(eps="[0, inf)"),
+    jaxppo.optimal_token_baseline: dict(eps="[0, inf)"),
+    jaxppo.overlong_penalty: dict(
+        max_length="(0, inf)", buffer="(0, inf)", penalty="[0, inf)"
+    ),
+    jaxppo.top_entropy_mask: dict(fraction="(0, 1]"),
+    jaxppo.adaptive_entropy: dict(
+        target="(-inf, inf)",
+        init_coef="(-inf, inf)",
+        step="(0, inf)",
+        min_coef="(-inf, inf)",
+        max_coef="(-inf, inf)",
+    ),
+    jaxppo.rejection_mask: dict(low="[-inf, inf]", high="[-inf, inf]"),
+    jaxppo.off_policy_sequence_mask: dict(threshold="[-inf, inf]"),
+    jaxppo.second_moment_mask: dict(threshold="(0, inf]"),
+    jaxppo.correction_metrics: dict(low="[0, inf)", high="(0, inf]"),
     jaxppo.ppo_loss: dict(
         clip_eps="(0, 1)",
         clip_eps_high="(0, inf)",
@@ -265,7 +318,7 @@ def test_every_hyper_parameter_has_a_range():
 
 def call(fn):
     """A good call of a function, and its other arguments."""
-    if fn is jaxppo.adaptive_kl:
+    if fn in (jaxppo.adaptive_kl, jaxppo.adaptive_entropy):
         return fn, dict(target=0.1)
     case = next(case for case in ARRAYS if case.fn is fn)
     return case, case.inputs(0, np.float32)
@@ -305,9 +358,14 @@ def test_numbers_are_numbers(fn, name, interval):
             )
 
 
-@pytest.mark.parametrize(
-    "fn", [jaxppo.group_advantages, jaxppo.leave_one_out_advantages]
-)
+GROUPED = [
+    *(jaxppo.group_advantages, jaxppo.leave_one_out_advantages),
+    *(jaxppo.leave_one_out_std, jaxppo.pass_at_k_advantages, jaxppo.varied_groups),
+    jaxppo.optimal_token_baseline,
+]
+
+
+@pytest.mark.parametrize("fn", GROUPED[:-1])
 @pytest.mark.parametrize(
     ("size", "error", "fragment"),
     [
@@ -320,12 +378,24 @@ def test_numbers_are_numbers(fn, name, interval):
         ),
         (2.0, TypeError, "= 2.0; expected a Python integer"),
         (True, TypeError, "= True; expected a Python integer"),
-        (None, TypeError, "= None; expected a Python integer"),
     ],
 )
 def test_group_sizes(fn, size, error, fragment):
     said = message(error, functools.partial(fn, group_size=size), rewards=jnp.ones(6))
     assert said.startswith(f"{fn.__name__}: `group_size` {fragment}")
+
+
+@pytest.mark.parametrize("fn", GROUPED)
+def test_groups_are_given_once(fn):
+    x = jnp.ones((6, 2)) if fn is jaxppo.optimal_token_baseline else jnp.ones(6)
+    data = [x] * (3 if x.ndim > 1 else 1)
+    for given in ({}, dict(group_size=2, group_ids=jnp.zeros(6, int))):
+        with pytest.raises(
+            ValueError, match=f"{fn.__name__}: pass either `group_size`"
+        ):
+            fn(*data, **given)
+    with pytest.raises(TypeError, match="`group_ids` has dtype float32; expected int"):
+        fn(*data, group_ids=jnp.zeros(6))
 
 
 # --- arguments that need each other ---
