@@ -15,7 +15,7 @@ def binary_tv(
 
     A lower bound of the whole distributions' total variation that needs one log-prob
     each. Unlike a ratio it is small for rare tokens, whatever happens to them
-    (DPPO, Qi et al., 2026).
+    (DPPO, 2026, arXiv:2602.04879).
 
     Args:
       log_probs: log pi of the sampled tokens, nats; any shape.
@@ -50,8 +50,8 @@ def binary_kl(
     """KL divergence of "this token or not": KL(Bernoulli(pi_old) || Bernoulli(pi)).
 
     q (log q - log p) + (1 - q) log((1 - q + eps) / (1 - p + eps)), with p = pi and q =
-    pi_old at the sampled token: a lower bound of KL(pi_old || pi) (DPPO, Qi et al.,
-    2026; verl's `dppo_kl`, with its eps).
+    pi_old at the sampled token: a lower bound of KL(pi_old || pi) (DPPO, 2026,
+    arXiv:2602.04879; verl's `dppo_kl`, with its eps).
 
     Args:
       log_probs: log pi of the sampled tokens, nats; any shape.
@@ -97,7 +97,7 @@ def trust_region_mask(
     False where divergence > high and r > 1 and A > 0, or divergence > low and r < 1
     and A <= 0. A token that is far but pushed back keeps its gradient, as in PPO.
     Multiply `unclipped_surrogate` by it: with `binary_tv` or `binary_kl` this is DPPO
-    (Qi et al., 2026); for a symmetric mask (prime-rl's IPO) compare the divergence
+    (2026, arXiv:2602.04879); for a symmetric mask (prime-rl's IPO) compare the divergence
     yourself.
 
     Args:

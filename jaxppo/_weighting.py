@@ -197,7 +197,7 @@ def vespo_weights(
 
     1 on policy, and fading on both sides: a smooth gate instead of a clip, with other
     exponents where the sequence's mean advantage is negative. Multiply
-    `policy_gradient` by it (Shen et al., 2026, as in TRL's `vespo`). log w is held in
+    `policy_gradient` by it (Shen et al., 2026, arXiv:2602.10693, as in TRL). log w is held in
     [log 1e-8, 20].
 
     Args:

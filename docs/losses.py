@@ -1,0 +1,227 @@
+"""Writes docs/losses.md from the docstrings, the recipes and the reference values.
+
+python docs/losses.py
+"""
+
+import collections
+import functools
+import inspect
+import json
+import pathlib
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxppo
+from jaxppo import recipes
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "docs/losses.md"
+VALUES = ROOT / "tests/data/reference_values.json"
+ROOMS = {
+    "_clipping": "Policy terms that clip",
+    "_weighting": "Policy terms that weigh",
+    "_trust_region": "Policy terms that bound the distance",
+    "_covariance": "Covariance",
+    "_value": "Value terms",
+    "_distributional": "Distributional critics",
+    "_kl": "KL estimators",
+    "_ratio": "Log-ratios",
+    "_aggregate": "Aggregation",
+    "_advantages": "Advantages along time",
+    "_group": "Advantages over groups",
+    "_token_baseline": "Baselines of tokens",
+    "_rewards": "Rewards",
+    "_correction": "Rollout correction: weights and masks",
+    "_rollout": "Rollout correction: metrics",
+    "_entropy": "Entropy",
+    "_heads": "Heads and exact divergences",
+}
+HEAD = """\
+<!-- Written by docs/losses.py from the docstrings: change those, and run it. -->
+# Every loss, and who agrees with whom
+
+![every policy term and its gradient, against the ratio](gallery.png)
+
+Above, the objective of one token; below, its pull on the token's log-probability
+(`python3 run.py gallery` draws it). What a term takes, returns and raises is in its
+docstring: `help(jaxppo.cispo)`.
+"""
+PULL = """\
+*Pull on log pi* is what the optimiser sees of a token, minus the loss's derivative, at
+ratios {ratios}, for A = +1 / A = -1, at the defaults shown: where it is 0, the term
+has let go of the token. (pi_old is 0.3.)
+"""
+RATIOS = (0.5, 0.9, 1.0, 1.1, 2.0)
+
+
+def functions(module: types.ModuleType, home: str = "") -> list[types.FunctionType]:
+    """Public functions, in the order of their file."""
+    found = [x for x in vars(module).values() if inspect.isfunction(x)]
+    public = [x for x in found if x.__name__[0] != "_" and home in x.__module__]
+    return sorted(public, key=lambda x: (x.__module__, inspect.getsourcelines(x)[1]))
+
+
+def paragraphs(x: object) -> list[str]:
+    """The paragraphs of a docstring, each on one line."""
+    doc = (inspect.getdoc(x) or "").split("\nArgs:")[0]
+    return [" ".join(part.split()) for part in doc.split("\n\n") if part.strip()]
+
+
+def cell(text: str) -> str:
+    """Text that may stand in a table."""
+    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+
+
+def defaults(fn: types.FunctionType) -> str:
+    """A function's hyper-parameters, as it is called without them."""
+    keywords = [
+        p for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY
+    ]
+    shown = [
+        p.name if p.default is p.empty else f"{p.name}={plain(p.default)}"
+        for p in keywords
+    ]
+    return f"`{', '.join(shown)}`" if shown else ""
+
+
+def plain(value: object) -> str:
+    """A default as one would write it."""
+    if isinstance(value, functools.partial):
+        given = [f"{k}={plain(v)}" for k, v in value.keywords.items()]
+        return f"{plain(value.func)}({', '.join(given)})"
+    return getattr(value, "__name__", None) or f"{value}"
+
+
+def papers(fn: types.FunctionType) -> str:
+    """Links to the papers a docstring names."""
+    found = dict.fromkeys(re.findall(r"arXiv:(\d+\.\d+)", inspect.getdoc(fn) or ""))
+    return ", ".join(f"[{x}](https://arxiv.org/abs/{x})" for x in found)
+
+
+def pull(fn: types.FunctionType) -> str:
+    """The gradient of a policy term by the log-prob, at a few ratios and both signs."""
+    parameters = inspect.signature(fn).parameters
+    needed = {k for k, p in parameters.items() if p.default is p.empty}
+    if (
+        not needed <= {"log_ratio", "log_probs", "advantages"}
+        or "advantages" not in needed
+    ):
+        return ""
+    both = []
+    for sign in (1.0, -1.0):
+
+        def objective(x, sign=sign):
+            given = dict(log_ratio=x, log_probs=x + jnp.log(0.3))
+            given["advantages"] = jnp.full(x.shape, sign)
+            return -jnp.sum(fn(**{k: v for k, v in given.items() if k in needed}))
+
+        x = jnp.log(jnp.array(RATIOS))
+        alone = jax.vmap(jax.grad(objective))(x[:, None])[
+            :, 0
+        ]  # sequences of one token
+        both.append(" ".join(f"{v:.2g}" for v in np.asarray(alone) + 0.0))
+    return " / ".join(both) if any(re.search("[1-9]", row) for row in both) else ""
+
+
+def room(name: str, title: str) -> list[str]:
+    """A table of one file's functions."""
+    fns = [x for x in functions(jaxppo, "jaxppo._") if x.__module__.endswith(name)]
+    policy = name in ("_clipping", "_weighting", "_trust_region")
+    columns = ["", "what", "defaults", *["pull on log pi"] * policy, "paper"]
+    lines = [f"\n### {title}\n", row(columns), row(["---"] * len(columns))]
+    for fn in fns:
+        what = cell(" ".join(paragraphs(fn)[:1]))
+        cells = [
+            f"`{fn.__name__}`",
+            what,
+            defaults(fn),
+            *[pull(fn)] * policy,
+            papers(fn),
+        ]
+        lines.append(row(cells))
+    return lines
+
+
+def row(cells: list[str]) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def systems() -> dict[str, types.ModuleType]:
+    """The modules of recipes, by name."""
+    found = {k: v for k, v in vars(recipes).items() if inspect.ismodule(v)}
+    return {k: v for k, v in sorted(found.items()) if not k.startswith("_")}
+
+
+def recipe_table(fns: list[types.FunctionType]) -> list[str]:
+    """A table of recipes: what, and at which defaults."""
+    lines = [row(["", "what", "defaults"]), row(["---"] * 3)]
+    for fn in fns:
+        what = cell(" ".join(paragraphs(fn)[:1]))
+        lines.append(row([f"`{fn.__name__}`", what, defaults(fn)]))
+    return lines
+
+
+def faults() -> list[str]:
+    """What recipes say of the faults they reproduce."""
+    lines = []
+    for system, module in systems().items():
+        for fn in functions(module, "jaxppo.recipes"):
+            text = " ".join(paragraphs(fn))
+            for fault in re.findall(r"Fault: (.*?)(?=Fault: |$)", text):
+                lines.append(f"- `{system}.{fn.__name__}`: {cell(fault.strip())}")
+    return lines
+
+
+def classes() -> list[str]:
+    """Systems whose recorded loss and gradient are the same, to 1e-5."""
+    outputs = json.loads(VALUES.read_text("utf-8"))["outputs"]
+    same = collections.defaultdict(list)
+    for name, x in outputs.items():
+        if "grad" in x:
+            size = float(np.sum(np.abs(x["grad"])))
+            same[round(x["value"], 5), round(size, 4)].append(name)
+    ordered = sorted(same.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [
+        row([f"{value:.5f}", f"{size:.4f}", " = ".join(f"`{n}`" for n in names)])
+        for (value, size), names in ordered
+        if len(names) > 1
+    ]
+
+
+def page() -> str:
+    """The whole page."""
+    out = [HEAD, "## Terms\n", PULL.format(ratios=", ".join(map(str, RATIOS)))]
+    for name, title in ROOMS.items():
+        out += room(name, title)
+    out += ["\n## Methods, by their papers' names\n"]
+    out += [
+        "`jaxppo.recipes.dapo(...)`: composed of the terms, at the paper's defaults.\n"
+    ]
+    out += recipe_table(functions(recipes, "jaxppo.recipes._methods"))
+    out += ["\n## Systems\n"]
+    out += ["`jaxppo.recipes.verl.vanilla(...)`: what that system computes, exactly.\n"]
+    for system, module in systems().items():
+        out += [f"\n### {system}\n", " ".join(paragraphs(module)), ""]
+        out += recipe_table(functions(module, "jaxppo.recipes"))
+    out += ["\n## Faults that recipes reproduce\n", *faults()]
+    out += ["\n## Who agrees with whom\n"]
+    out += ["Same loss and same gradient, to 1e-5, on the inputs of"]
+    out += [
+        "`tests/data/reference_values.json`, as each system's own code computes them.\n"
+    ]
+    out += [
+        row(["loss", "sum of abs(gradient)", "the same"]),
+        row(["---"] * 3),
+        *classes(),
+    ]
+    return "\n".join(out) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
+    print(f"Written: {PAGE.relative_to(ROOT)}")
