@@ -1,0 +1,46 @@
+"""What the methods report: how far the policy has moved, and what holds it."""
+
+import jax
+from jaxtyping import ScalarLike
+
+import jaxppo
+
+
+def moved(log_ratio: jax.Array, mask: jax.Array | None) -> dict[str, jaxppo.Metric]:
+    """How far the policy has moved from the one that sampled."""
+    per_token = {
+        "approx_kl": jaxppo.approx_kl_k3(log_ratio),
+        "approx_kl_k1": jaxppo.approx_kl_k1(log_ratio),
+        "bound_fraction": jaxppo.bound_fraction(log_ratio),
+    }
+    return jax.lax.stop_gradient(
+        {name: jaxppo.token_mean(x, mask) for name, x in per_token.items()}
+        | {"ratio_max": jaxppo.ratio_max(log_ratio, mask)}
+        | {"ratio_min": jaxppo.ratio_min(log_ratio, mask)}
+    )
+
+
+def clipped(
+    log_ratio: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array | None,
+    low: ScalarLike,
+    high: ScalarLike,
+) -> dict[str, jaxppo.Metric]:
+    """The same, and how often the ratio is out of [1 - low, 1 + high]."""
+    x = log_ratio
+    per_token = {
+        "clip_fraction": jaxppo.clip_fraction(x, clip_eps=low, clip_eps_high=high),
+        "clip_fraction_lower": jaxppo.clip_fraction_lower(x, advantages, clip_eps=low),
+        "clip_fraction_upper": jaxppo.clip_fraction_upper(x, advantages, clip_eps=high),
+    }
+    return moved(x, mask) | jax.lax.stop_gradient(
+        {name: jaxppo.token_mean(term, mask) for name, term in per_token.items()}
+    )
+
+
+def report(mask: jax.Array | None, **per_token: jax.Array) -> dict[str, jaxppo.Metric]:
+    """Token means of more terms, without gradient."""
+    return jax.lax.stop_gradient(
+        {name: jaxppo.token_mean(x, mask) for name, x in per_token.items()}
+    )

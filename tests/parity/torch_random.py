@@ -1,0 +1,29 @@
+"""torch's random permutation, so that a draw of its CPU generator can be repeated."""
+
+import contextlib
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def randperm(n, seed):
+    """`torch.randperm(n)` after `torch.manual_seed(seed)`: Mersenne twister, shuffle."""
+    bits = np.random.RandomState(seed)
+    order = np.arange(n)
+    for i in range(n - 1):
+        j = i + int(bits.randint(0, 2**32, dtype=np.uint32)) % (n - i)
+        order[i], order[j] = order[j], order[i]
+    return order
+
+
+@contextlib.contextmanager
+def drawn(eligible, seed=0):
+    """`jax.random.uniform` gives priorities by which torch's choice comes first."""
+    places = np.flatnonzero(np.asarray(eligible))
+    priority = np.ones(np.size(eligible), np.float32)
+    priority[places[randperm(len(places), seed)]] = np.linspace(0, 0.5, len(places))
+    priority = jnp.asarray(priority).reshape(np.shape(eligible))
+    with mock.patch.object(jax.random, "uniform", lambda key, shape: priority):
+        yield
