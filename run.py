@@ -29,6 +29,8 @@ examples (each has its own --help):
 for work on jaxppo itself:
   test          run the tests; arguments go to pytest: test -k kl -x
   test-floor    the same on the oldest versions we support (constraints/floor.txt)
+  test-live     compare the recipes with verl, TRL, ... themselves, on fresh inputs;
+                installs torch and them (Python 3.11, 3 GB)
   lint          check formatting, style and types
   fix           mend the formatting and style that can be mended
 
@@ -40,10 +42,11 @@ def main(command: str = "help", *args: str) -> None:
     """Run one command, and exit with its exit code."""
     if command in EXAMPLES:
         become(environment("examples"), str(EXAMPLES[command]), *args)
-    elif command in ("test", "test-floor"):
-        python = environment("tests", floor=command == "test-floor")
+    elif command in ("test", "test-floor", "test-live"):
+        python = environment("tests", command.partition("-")[2])
         os.chdir(ROOT)
-        become(python, "-m", "pytest", *args)
+        which = ["tests/parity", "-rs"] if command == "test-live" else []
+        become(python, "-m", "pytest", *which, *args)
     elif command in TOOLS:
         tools = [[environment("lint"), "-m", *tool.split()] for tool in TOOLS[command]]
         sys.exit(any([subprocess.call(tool, cwd=ROOT) for tool in tools]))  # all run
@@ -59,12 +62,13 @@ def summary(example: str) -> str:
     return f"  {example:13} {(ast.get_docstring(module) or '').partition(chr(10))[0]}"
 
 
-def environment(extra: str, *, floor: bool = False) -> str:
+def environment(extra: str, kind: str = "") -> str:
     """The Python of a virtual environment that has jaxppo[extra], made if need be."""
-    home = place(".venv-floor" if floor else ".venv")
+    home = place(f".venv-{kind}" if kind else ".venv")
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    pins = [ROOT / "constraints" / "floor.txt"] if floor else []
-    files = [file.read_text("utf-8") for file in [ROOT / "pyproject.toml", *pins]]
+    pins = [ROOT / "constraints" / "floor.txt"] if kind == "floor" else []
+    more = sorted(ROOT.glob("tests/parity/live/*.txt")) if kind == "live" else []
+    files = [f.read_text("utf-8") for f in [ROOT / "pyproject.toml", *pins, *more]]
     made_of = "\0".join([sys.version, str(ROOT), *files])
     key = hashlib.sha256(made_of.encode()).hexdigest()
 
@@ -81,6 +85,9 @@ def environment(extra: str, *, floor: bool = False) -> str:
         step(sys.executable, "-m", "venv", *clear, str(home))
         options = [f"--editable={ROOT}{what}", *(f"--constraint={pin}" for pin in pins)]
         step(str(python), "-m", "pip", "install", *options)
+        for file in more:  # "requirements-no-deps.txt", "requirements.txt"
+            alone = ["--no-deps"] if "no-deps" in file.stem else []
+            step(str(python), "-m", "pip", "install", *alone, "-r", str(file))
         stamp.write_text(" ".join([key, *extras]))  # last: what is cut short is redone
     return str(python)
 

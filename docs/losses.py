@@ -50,6 +50,70 @@ Above, the objective of one token; below, its pull on the token's log-probabilit
 (`python3 run.py gallery` draws it). What a term takes, returns and raises is in its
 docstring: `help(jaxppo.cispo)`.
 """
+COMPOSITIONS = """\
+What is not a function is a line of terms. With
+`x = jaxppo.log_ratio(log_probs, old_log_probs, mask)` and
+`d = jaxppo.log_ratio(old_log_probs, rollout_log_probs, mask)`:
+
+```python
+# INTELLECT-2's two-sided clip: delta caps the ratio on both sides, eps as in PPO
+two_sided = jaxppo.clipped_surrogate(
+    x,
+    advantages,
+    clip_eps=eps,
+    clip_eps_high=min(eps, delta - 1),
+    dual_clip=max(delta, 1 + eps),
+)
+# rejected tokens stay in the denominator ("original"), or leave it ("kept")
+kept = jaxppo.rejection_mask(jaxppo.kl_k3(d), mask, high=0.02)
+original = jaxppo.token_mean(jnp.where(kept, two_sided, 0), mask)
+shrunk = jaxppo.token_mean(two_sided, mask & kept)
+# reject sequences by a statistic of theirs: mean, sum or maximum; a veto by one token
+mean = jaxppo.masked_mean(jaxppo.kl_k3(d), mask, axis=-1, keepdims=True)
+by_mean = jaxppo.rejection_mask(mean, mask, high=0.01)
+farthest = jaxppo.masked_max(-d, mask, axis=-1, keepdims=True)
+veto = jaxppo.rejection_mask(farthest, mask, high=-math.log(1e-4))
+# sequence-gated truncated importance sampling: the mean's gate, the tokens' weights
+gate = jaxppo.band_weights(
+    jaxppo.sequence_log_ratio(old_log_probs, rollout_log_probs, mask),
+    low=0.99,
+    high=1.01,
+)
+gated = jnp.where(gate > 0, jaxppo.truncated_weights(d, cap=2.0), 0)
+# importance weights of whole sequences (the product), or of turns (the geometric mean)
+products = jaxppo.truncated_weights(
+    jaxppo.trajectory_log_ratio(old_log_probs, rollout_log_probs, mask)
+)
+turns = jaxppo.truncated_weights(
+    jaxppo.segment_log_ratio(old_log_probs, rollout_log_probs, mask)
+)
+# a KL penalty in the reward, not in the loss
+penalised = token_rewards - kl_coef * jax.lax.stop_gradient(
+    jaxppo.kl_k1(jaxppo.log_ratio(old_log_probs, ref_log_probs, mask))
+)
+# GRPO by the batch's standard deviation; rewards clipped; answers cut short left out
+centred = jaxppo.group_advantages(
+    jnp.clip(rewards, -5, 5), group_size=2, scale_by_std=False
+)
+by_batch = centred / (jnp.sqrt(jaxppo.masked_variance(rewards, ddof=1)) + 1e-4)
+finished_only = mask & finished[:, None]
+# GAE's two other readings of holes in the mask: steps like any other; steps of reward 0
+# and value 0 that discount as they pass
+as_steps = jaxppo.gae(token_rewards, values, 0.99)
+as_zeros = jaxppo.gae(
+    jnp.where(mask, token_rewards, 0), jnp.where(mask, values, 0), 0.99
+)
+# TD(lambda) targets
+targets = jaxppo.gae(token_rewards, values, 0.99, lambda_=0.9, mask=mask).returns
+# demonstrations beside rollouts (LUFFY), each token by who wrote it
+mixed = jnp.where(
+    theirs, jaxppo.shaped_off_policy(log_probs, advantages, mask), two_sided
+)
+# a term with its own denominator: add values, not `Mean`s (or give `learner` a dict)
+sft = jaxppo.token_mean(-log_probs, mask & theirs)
+total = original.value + 0.1 * sft.value
+```
+"""
 PULL = """\
 *Pull on log pi* is what the optimiser sees of a token, minus the loss's derivative, at
 ratios {ratios}, for A = +1 / A = -1, at the defaults shown: where it is 0, the term
@@ -153,8 +217,10 @@ def row(cells: list[str]) -> str:
 
 def systems() -> dict[str, types.ModuleType]:
     """The modules of recipes, by name."""
-    found = {k: v for k, v in vars(recipes).items() if inspect.ismodule(v)}
-    return {k: v for k, v in sorted(found.items()) if not k.startswith("_")}
+    modules = sorted((k, v) for k, v in vars(recipes).items() if inspect.ismodule(v))
+    return {
+        k: v for k, v in modules if v.__name__ == f"jaxppo.recipes.{k}" and k[0] != "_"
+    }
 
 
 def recipe_table(fns: list[types.FunctionType]) -> list[str]:
@@ -198,6 +264,7 @@ def page() -> str:
     out = [HEAD, "## Terms\n", PULL.format(ratios=", ".join(map(str, RATIOS)))]
     for name, title in ROOMS.items():
         out += room(name, title)
+    out += ["\n## Compositions\n", COMPOSITIONS]
     out += ["\n## Methods, by their papers' names\n"]
     out += [
         "`jaxppo.recipes.dapo(...)`: composed of the terms, at the paper's defaults.\n"

@@ -140,7 +140,7 @@ def draw(gallery: dict[str, Term], old_prob: float, out: pathlib.Path) -> None:
             below.set_ylabel("pull on log pi", fontsize=9)
         if row == rows - 1:
             below.set_xlabel("ratio pi / pi_old", fontsize=9)
-    handles, labels = above.get_legend_handles_labels()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False)
     figure.suptitle("Policy terms of jaxppo, for one token", fontsize=13)
     figure.savefig(out, dpi=110)

@@ -216,7 +216,8 @@ def length_adaptive_lambda(
       alpha: positive.
 
     Returns:
-      `(*batch, 1)`, of JAX's default float, in [0, 1]: 0 for sequences shorter than 1 / alpha.
+      `(*batch, 1)`, of JAX's default float, in [0, 1]: 0 for sequences shorter than
+      1 / alpha.
 
     Raises:
       TypeError: the mask is not bool or integer.

@@ -7,7 +7,6 @@ turn's, `trajectory_log_ratio` its sum (the product).
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import _checks
@@ -156,7 +155,9 @@ def rejection_mask(
     """
     fn = "rejection_mask"
     (x,) = _checks.arrays(fn, statistic=statistic)
-    keep = jnp.broadcast_to(_checks.valid(fn, mask, mask=mask), np.shape(mask))
+    keep = _checks.valid(fn, mask, mask=mask)
+    if keep is None:
+        raise TypeError(f"{fn}: `mask` is None; pass the mask to take tokens from.")
     if x.shape not in (keep.shape, (*keep.shape[:-1], 1)):
         raise ValueError(
             f"{fn}: `statistic` has shape {x.shape}, but `mask` has shape "

@@ -160,7 +160,9 @@ def leave_one_out_std(
     g = _groups(fn, rewards, mask, group_size, group_ids)
     ddof = _checks.number(fn, "ddof", ddof, "[0, inf)", g.centred.dtype)
     n = g.centred.shape[-1]
-    ids = jnp.arange(n) // group_size if group_ids is None else group_ids
+    ids = jnp.arange(n) // (group_size or 1)
+    if group_ids is not None:
+        ids = group_ids
     ids = jnp.broadcast_to(ids, g.keep.shape)
     peers = (ids[..., :, None] == ids[..., None, :]) & g.keep[..., None, :]
     peers = peers & ~jnp.broadcast_to(jnp.eye(n, dtype=bool), peers.shape)

@@ -84,8 +84,9 @@ def optimal_token_baseline(
     energy = energy if weights is None else energy * arrays[3] ** 2
     energy = jnp.where(keep, jnp.cumsum(energy, -1), 0)
     places = jnp.broadcast_to(jnp.arange(keep.shape[-1], dtype=jnp.int32), keep.shape)
-    if turn_aligned:  # a stable sort by "masked" brings the others to the front
-        order = jnp.argsort(~keep, -1, stable=True)
+    # A stable sort by "masked" brings the others to the front.
+    order = jnp.argsort(~keep, -1, stable=True)
+    if turn_aligned:
         returns, energy = (jnp.take_along_axis(x, order, -1) for x in (returns, energy))
     over = lambda x: jax.vmap(total, 1, 1)(x)
     baseline = over(returns * energy) / _positive(over(energy) + eps)

@@ -97,8 +97,8 @@ def trust_region_mask(
     False where divergence > high and r > 1 and A > 0, or divergence > low and r < 1
     and A <= 0. A token that is far but pushed back keeps its gradient, as in PPO.
     Multiply `unclipped_surrogate` by it: with `binary_tv` or `binary_kl` this is DPPO
-    (2026, arXiv:2602.04879); for a symmetric mask (prime-rl's IPO) compare the divergence
-    yourself.
+    (2026, arXiv:2602.04879); for a symmetric mask (prime-rl's IPO) compare the
+    divergence yourself.
 
     Args:
       log_ratio: from `log_ratio`, any shape `(*batch, time)`; its sign is used.
@@ -229,4 +229,5 @@ def _probabilities(
     log_p, log_q = _checks.arrays(
         fn, mask, log_probs=log_probs, old_log_probs=old_log_probs
     )
-    return tuple(jnp.exp(x) for x in jax.lax.stop_gradient((log_p, log_q)))
+    log_p, log_q = jax.lax.stop_gradient((log_p, log_q))
+    return jnp.exp(log_p), jnp.exp(log_q)

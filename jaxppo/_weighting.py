@@ -197,8 +197,8 @@ def vespo_weights(
 
     1 on policy, and fading on both sides: a smooth gate instead of a clip, with other
     exponents where the sequence's mean advantage is negative. Multiply
-    `policy_gradient` by it (Shen et al., 2026, arXiv:2602.10693, as in TRL). log w is held in
-    [log 1e-8, 20].
+    `policy_gradient` by it (Shen et al., 2026, arXiv:2602.10693, as in TRL). log w is
+    held in [log 1e-8, 20].
 
     Args:
       log_ratio: from `log_ratio`, `(*batch, time)`.
@@ -249,9 +249,9 @@ def vespo_weights(
     k = jnp.where(good, k, k_negative)
     lambda_ = jnp.where(good, lambda_, lambda_negative)
     weights = jnp.exp(k * x + lambda_ * (1 - jnp.exp(x)))
-    if mask is None:
-        return weights
     keep = _checks.valid(fn, mask, log_ratio=log_ratio)
+    if keep is None:
+        return weights
     return jnp.where(jnp.any(keep, -1, keepdims=True), weights, 0)
 
 

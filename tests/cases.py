@@ -164,7 +164,7 @@ class Case:
       batch: the batch its inputs are drawn from.
       column: inputs with one entry per sequence, `(*batch, 1)`.
       shared: inputs without batch axes.
-      rowed: its rows have a meaning, so that none may go, and there are no further axes.
+      rowed: its rows have a meaning: none may go, and there are no further axes.
       differentiated: the part of its output that has gradients.
       slope: the oracle whose derivative is the gradient, if not its own.
       note: tells two rows of a function apart.

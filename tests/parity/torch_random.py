@@ -9,7 +9,7 @@ import numpy as np
 
 
 def randperm(n, seed):
-    """`torch.randperm(n)` after `torch.manual_seed(seed)`: Mersenne twister, shuffle."""
+    """`torch.randperm(n)` after `torch.manual_seed(seed)`: a Mersenne twister's."""
     bits = np.random.RandomState(seed)
     order = np.arange(n)
     for i in range(n - 1):

@@ -165,7 +165,7 @@ def _token_metrics(
     low: ScalarLike,
     high: ScalarLike,
 ) -> Metrics:
-    metrics = {
+    metrics: Metrics = {
         "ratio_fraction_high": _mean(raw > high, mask),
         "ratio_fraction_low": _mean(raw < low, mask),
         "max": jaxppo.Max(jaxppo.masked_max(weights, mask)),
@@ -182,7 +182,7 @@ def _sequence_metrics(
     high: ScalarLike,
 ) -> Metrics:
     total = jaxppo.masked_mean(x, mask, axis=-1)  # the same at each token
-    metrics = {
+    metrics: Metrics = {
         "ratio_fraction_high": _rows(total > jnp.log(high)),
         "ratio_fraction_low": _rows(total < jnp.log(low)),
         "max": jaxppo.Max(jnp.exp(jnp.max(total))),
@@ -204,7 +204,7 @@ def _weight_metrics(
     held = jnp.minimum(weights, high)
     mean = jaxppo.masked_mean(held, mask)
     square = jaxppo.masked_mean((held / (mean + 1e-8)) ** 2, mask)
-    metrics = {
+    metrics: Metrics = {
         "mean": jaxppo.token_mean(weights, mask),
         "std": _one(jnp.sqrt(jaxppo.masked_variance(held, mask))),
         "eff_sample_size": _one(1 / square),
@@ -233,7 +233,7 @@ def _statistic_metrics(
     floor = 0.0 if low is None else low
     below = -math.inf if low is None else low
     held = jnp.clip(per_token, floor, high)
-    metrics = {
+    metrics: Metrics = {
         "mean": jaxppo.token_mean(per_token, mask),
         "max": jaxppo.Max(jaxppo.masked_max(x, keep)),
         "min": jaxppo.Min(-jaxppo.masked_max(-x, keep)),
@@ -259,7 +259,7 @@ def _outside(
 
 def _rejected(keep: jax.Array, mask: jax.Array) -> Metrics:
     rejected = mask & ~keep
-    metrics = {
+    metrics: Metrics = {
         "masked_fraction": _mean(rejected, mask),
         "seq_masked_fraction": _rows(jnp.any(rejected, -1)),
     }

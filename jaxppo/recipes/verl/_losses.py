@@ -8,7 +8,8 @@ from jaxtyping import ScalarLike
 
 import jaxppo
 
-Loss = tuple[jaxppo.Mean, dict[str, jaxppo.Metric]]
+Metrics = dict[str, jaxppo.Metric]
+Loss = tuple[jaxppo.Mean, Metrics]
 seq_mean_token_sum = jaxppo.sequence_sum
 seq_mean_token_mean = jaxppo.sequence_mean
 
@@ -291,7 +292,7 @@ def geo_mean(
     if weights is not None:
         logs = jnp.log(jnp.where(mask, weights, 1) + 1e-10)
         loss = loss * jnp.exp(jaxppo.masked_mean(logs, mask, axis=-1, keepdims=True))
-    out = (x < -eps) | (x > high)
+    out = (x < jnp.negative(eps)) | (x > high)
     metrics = _metrics(x, mask, out & (advantages > 0), out & (advantages < 0))
     return jaxppo.all_rows(jaxppo.sequence_mean)(loss, mask), metrics
 
@@ -336,7 +337,7 @@ def dro(
     """
     x = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     loss = jaxppo.policy_gradient(log_probs, advantages, mask) + beta * jaxppo.kl_k2(x)
-    metrics = {"actor/ppo_kl": _mean(jaxppo.approx_kl_k1(x), mask)}
+    metrics: Metrics = {"actor/ppo_kl": _mean(jaxppo.approx_kl_k1(x), mask)}
     return aggregate(loss * weights, mask), metrics
 
 
@@ -376,7 +377,7 @@ def _metrics(
     mask: jax.Array,
     clipped: jax.Array | None = None,
     lower: jax.Array | None = None,
-) -> dict[str, jaxppo.Metric]:
+) -> Metrics:
     none = jnp.zeros_like(x)
     return {
         "actor/ppo_kl": _mean(jaxppo.approx_kl_k1(x), mask),

@@ -1,0 +1,1 @@
+"""The losses of other systems, run unmodified on inputs of our choice."""
