@@ -210,6 +210,7 @@ def all_rows(aggregate: Aggregator) -> Aggregator:
     _checks.function("all_rows", "aggregate", aggregate, "jaxppo.sequence_mean")
 
     def over_all_rows(per_token: Array, mask: Array | None = None) -> Mean:
+        """The same total, over all rows."""
         mean = aggregate(per_token, mask)
         rows = math.prod(per_token.shape[:-1])
         return Mean(mean.total, jnp.full_like(mean.count, rows))

@@ -89,9 +89,9 @@ def band_weights(
 def normalised_weights(weights: PerToken, mask: Mask | None = None) -> PerToken:
     """Weights divided by their mean, so that a batch keeps its size on average.
 
-    Self-normalised importance sampling: biased, of less variance (verl's and slime's
-    `batch_normalize`). The mean is over the whole array: normalise a batch before it is
-    cut into microbatches.
+    Self-normalised importance sampling: biased, of less variance (`batch_normalize` in
+    slime, and per token in verl). The mean is over the whole array: normalise a batch
+    before it is cut into microbatches.
 
     Args:
       weights: from `truncated_weights`, any shape.

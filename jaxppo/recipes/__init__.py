@@ -14,15 +14,21 @@ metrics under the system's own names.
 """
 
 from . import areal as areal
+from . import cleanrl as cleanrl
 from . import liger as liger
 from . import nemo as nemo
 from . import open_instruct as open_instruct
 from . import openrlhf as openrlhf
 from . import prime_rl as prime_rl
+from . import purejaxrl as purejaxrl
 from . import rlax as rlax
+from . import rllib as rllib
 from . import roll as roll
+from . import sb3 as sb3
+from . import sbx as sbx
 from . import skyrl as skyrl
 from . import slime as slime
+from . import stoix as stoix
 from . import torchrl as torchrl
 from . import trl as trl
 from . import tunix as tunix

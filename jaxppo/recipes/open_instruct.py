@@ -220,7 +220,7 @@ def _weights(
 ) -> tuple[jax.Array, dict[str, jaxppo.Metric]]:
     """exp(x) in [floor, cap] where it is neither dropped nor masked, and the shares."""
     held = jaxppo.truncated_weights(x, cap=cap, floor=floor)
-    weights = jnp.where(mask & ~too_low & ~too_high, held, 0)
+    weights = jnp.where(mask.astype(bool) & ~too_low & ~too_high, held, 0)
     per_token = {
         "val/rho_drop_frac": too_low | too_high,
         "val/rho_drop_low_frac": too_low,

@@ -42,8 +42,8 @@ def default(
     metrics = _drops(x, keep, mask) | {
         "is_masked_low": _share(~keep & bad, mask),
         "is_masked_high": _share(~keep & good, mask),
-        "masked_advantage_positive": _share(good, mask & ~keep),
-        "masked_advantage_negative": _share(bad, mask & ~keep),
+        "masked_advantage_positive": _share(good, ~keep & mask.astype(bool)),
+        "masked_advantage_negative": _share(bad, ~keep & mask.astype(bool)),
     }
     return aggregate(loss, mask), jax.lax.stop_gradient(metrics)
 
@@ -188,9 +188,9 @@ def _share(which: jax.Array, mask: jax.Array) -> jaxppo.Mean:
 
 
 def _drops(x: jax.Array, keep: jax.Array, mask: jax.Array) -> dict[str, jaxppo.Metric]:
-    mismatch = jaxppo.approx_kl_k3(x)
+    mismatch, counts = jaxppo.approx_kl_k3(x), mask.astype(bool)
     return {
-        "masked_mismatch_kl": jaxppo.token_mean(mismatch, mask & ~keep),
-        "unmasked_mismatch_kl": jaxppo.token_mean(mismatch, mask & keep),
+        "masked_mismatch_kl": jaxppo.token_mean(mismatch, counts & ~keep),
+        "unmasked_mismatch_kl": jaxppo.token_mean(mismatch, counts & keep),
         "is_masked": _share(~keep, mask),
     }

@@ -147,7 +147,7 @@ def value_loss(
     """
     loss = jaxppo.clipped_value(values, old_values, returns, mask, clip_eps=clip_eps)
     plain = jaxppo.squared_value(values, returns, mask)
-    held = old_values + jnp.clip(values - old_values, -clip_eps, clip_eps)
+    held = jnp.clip(values, old_values - clip_eps, old_values + clip_eps)
     held = jaxppo.squared_value(held, returns, mask)
     total = jaxppo.token_mean(loss, mask)
     tokens = {

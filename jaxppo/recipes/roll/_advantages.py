@@ -57,5 +57,5 @@ def masked_whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
     variance = jaxppo.masked_variance(x, mask, ddof=1)
     x = x.astype(variance.dtype)
     white = (x - jaxppo.masked_mean(x, mask)) * jax.lax.rsqrt(variance + 1e-8)
-    several = jnp.sum(mask, dtype=jnp.int32) > 1
+    several = jnp.sum(mask.astype(bool), dtype=jnp.int32) > 1
     return jnp.where(mask, jnp.where(several, white, x), 0)

@@ -48,7 +48,9 @@ def clip_cov(
     loss = jaxppo.clipped_surrogate(
         x, advantages, clip_eps=clip_eps, clip_eps_high=clip_eps_high
     )
-    metrics = {"clip_ratio": jaxppo.token_mean(drop.astype(x.dtype), mask)}
+    metrics: dict[str, jaxppo.Metric] = {
+        "clip_ratio": jaxppo.token_mean(drop.astype(x.dtype), mask)
+    }
     return jaxppo.token_sum(jnp.where(drop, 0, loss), mask), metrics
 
 
@@ -74,7 +76,9 @@ def kl_cov(
     held = jaxppo.kl_cov_mask(covariance, mask, fraction=fraction)
     loss = jaxppo.unclipped_surrogate(x, advantages)
     loss += jnp.where(held, kl_coef * jaxppo.kl_abs(x), 0)
-    metrics = {"clip_ratio": jaxppo.token_mean(jnp.zeros_like(x), mask)}
+    metrics: dict[str, jaxppo.Metric] = {
+        "clip_ratio": jaxppo.token_mean(jnp.zeros_like(x), mask)
+    }
     return jaxppo.token_sum(loss, mask), metrics
 
 

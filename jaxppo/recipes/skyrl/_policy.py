@@ -221,7 +221,9 @@ def importance_sampling(
     x = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     loss = jaxppo.unclipped_surrogate(x, advantages)
     ratio = jnp.exp(jax.lax.stop_gradient(x))
-    metrics = {"importance_ratio": jaxppo.token_mean(ratio, mask)}
+    metrics: dict[str, jaxppo.Metric] = {
+        "importance_ratio": jaxppo.token_mean(ratio, mask)
+    }
     return jaxppo.token_sum(loss, mask), metrics
 
 

@@ -25,10 +25,12 @@ def critic(
     clip.
     """
     loss = jaxppo.clipped_value(values, old_values, returns, mask, clip_eps=clip_eps)
-    held = old_values + jnp.clip(values - old_values, -clip_eps, clip_eps)
+    held = jnp.clip(values, old_values - clip_eps, old_values + clip_eps)
     held = jaxppo.squared_value(held, returns, mask)
     clipped = held > jaxppo.squared_value(values, returns, mask)
-    metrics = {"clipfrac": jaxppo.token_mean(clipped.astype(loss.dtype), mask)}
+    metrics: dict[str, jaxppo.Metric] = {
+        "clipfrac": jaxppo.token_mean(clipped.astype(loss.dtype), mask)
+    }
     return jaxppo.all_rows(jaxppo.sequence_mean)(loss, mask), metrics
 
 

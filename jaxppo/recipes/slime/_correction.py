@@ -34,7 +34,7 @@ def opsm(
         jax.lax.stop_gradient(x), advantages, mask, threshold=threshold
     )
     dropped = (mask & ~keep).astype(x.dtype)
-    metrics = {
+    metrics: dict[str, jaxppo.Metric] = {
         "opsm_clipfrac": jaxppo.token_sum(jaxppo.masked_mean(dropped, mask, axis=-1))
     }
     return keep, metrics

@@ -107,7 +107,10 @@ def value_loss(
     loss = jaxppo.clipped_value(values, old_values, returns, mask, clip_eps=clip_eps)
     total = aggregate(2 * loss, mask)
     moved = (jnp.abs(values - old_values) > clip_eps).astype(loss.dtype)
-    metrics = {"value_loss": total, "value_clipfrac": aggregate(moved, mask)}
+    metrics: dict[str, jaxppo.Metric] = {
+        "value_loss": total,
+        "value_clipfrac": aggregate(moved, mask),
+    }
     return total, jax.lax.stop_gradient(metrics)
 
 
@@ -137,7 +140,7 @@ def _reduced(
     aggregate: jaxppo.Aggregator,
 ) -> tuple[jaxppo.Mean, dict[str, jaxppo.Metric]]:
     total = aggregate(weights * loss, mask)
-    metrics = {
+    metrics: dict[str, jaxppo.Metric] = {
         "pg_loss": total,
         "pg_clipfrac": aggregate(clipped.astype(loss.dtype), mask),
         "ppo_kl": aggregate(-x, mask),

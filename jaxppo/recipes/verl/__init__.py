@@ -30,7 +30,6 @@ from ._losses import gspo as gspo
 from ._losses import kl_cov as kl_cov
 from ._losses import reinforce as reinforce
 from ._losses import sapo as sapo
-from ._losses import value_loss as value_loss
 from ._losses import vanilla as vanilla
 from ._penalties import abs_kl as abs_kl
 from ._penalties import k1 as k1
@@ -40,6 +39,8 @@ from ._penalties import k3_plus as k3_plus
 from ._penalties import kl_control as kl_control
 from ._penalties import kl_in_reward as kl_in_reward
 from ._penalties import low_var_kl as low_var_kl
+from ._rollout import batch_normalised as batch_normalised
+from ._rollout import batch_normalised_sequences as batch_normalised_sequences
 from ._rollout import combined as combined
 from ._rollout import off_policy_metrics as off_policy_metrics
 from ._rollout import rejection as rejection
@@ -47,3 +48,4 @@ from ._rollout import sequence_band_weights as sequence_band_weights
 from ._rollout import sequence_weights as sequence_weights
 from ._rollout import token_band_weights as token_band_weights
 from ._rollout import token_weights as token_weights
+from ._value import value_loss as value_loss

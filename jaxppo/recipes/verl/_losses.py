@@ -1,4 +1,4 @@
-"""Policy and value losses."""
+"""Policy losses."""
 
 import math
 
@@ -339,24 +339,6 @@ def dro(
     loss = jaxppo.policy_gradient(log_probs, advantages, mask) + beta * jaxppo.kl_k2(x)
     metrics: Metrics = {"actor/ppo_kl": _mean(jaxppo.approx_kl_k1(x), mask)}
     return aggregate(loss * weights, mask), metrics
-
-
-def value_loss(
-    values: jax.Array,
-    old_values: jax.Array,
-    returns: jax.Array,
-    mask: jax.Array,
-    *,
-    clip_eps: ScalarLike = 0.5,
-    aggregate: jaxppo.Aggregator = jaxppo.token_mean,
-) -> Loss:
-    """Half the larger of two squared errors: of v, and of v held near v_old.
-
-    verl 0.9.1, `compute_value_loss`; `critic.cliprange_value` is 0.5.
-    """
-    loss = jaxppo.clipped_value(values, old_values, returns, mask, clip_eps=clip_eps)
-    clipped = loss > jaxppo.squared_value(values, returns, mask)
-    return aggregate(loss, mask), {"critic/vf_clipfrac": _mean(clipped, mask)}
 
 
 def _clipped(

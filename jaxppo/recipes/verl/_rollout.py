@@ -84,6 +84,36 @@ def sequence_band_weights(
     return weights, metrics | _outside(jnp.exp(x), mask, low, high)
 
 
+def batch_normalised(weights: jax.Array, mask: jax.Array) -> tuple[jax.Array, Metrics]:
+    """Weights of tokens divided by their mean over tokens.
+
+    verl 0.9.1, `compute_rollout_correction_weights(rollout_is_batch_normalize=True)`,
+    after truncation. Its other metrics are those of before.
+    """
+    factor = jaxppo.masked_mean(weights, mask)
+    return _divided(weights, factor, mask)
+
+
+def batch_normalised_sequences(
+    weights: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """Weights of sequences divided by their mean over sequences that have a token.
+
+    verl 0.9.1, as above with "sequence": a mean over sequences, so that over tokens
+    (`jaxppo.normalised_weights`) it is not 1 unless lengths are equal.
+    """
+    rows = jaxppo.masked_mean(weights, mask, axis=-1)
+    return _divided(weights, jaxppo.masked_mean(rows, jnp.any(mask, -1)), mask)
+
+
+def _divided(
+    weights: jax.Array, factor: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    factor = jnp.where(factor > 1e-8, factor, 1)
+    weights = jax.lax.stop_gradient(jnp.where(mask, weights / factor, 0))
+    return weights, _named("is_", {"batch_norm_factor": _one(factor)})
+
+
 def rejection(
     option: str,
     statistic: jax.Array,

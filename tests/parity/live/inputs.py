@@ -5,10 +5,12 @@ Keys, shapes and meanings are those of `inputs` in the reference values.
 
 import numpy as np
 
-# Of log pi / old and of log old / rollout, on the first tokens of a row with A < 0 and
-# of one with A > 0: past a dual clip at 3, a cap at 2 and a band of 0.8 to 1.25, both
-# ways.
+# Of log pi / old and of log old / rollout, on the first tokens of row 0, with A < 0,
+# and of row 1, with A > 0: past a dual clip at 3, a cap at 2, a band of 0.8 to 1.25.
 OUTLIERS = [(1.8, 0.9), (-1.8, -0.8), (0.3, -0.3), (-0.3, 0.3)]
+# The same two on all tokens of row 2, with A < 0, and of row 3, with A > 0: past the
+# narrower bands of what averages over a sequence.
+SHIFTS = [(-0.35, -0.9), (0.35, 0.25)]
 LEAST = -1e-3  # the largest log-probability
 
 
@@ -48,7 +50,7 @@ def masks(rng, rows, time, empty_rows):
     Row 1, and every row after row 2, may have a hole before its last token.
     """
     lengths = rng.integers(2, time + 1, rows)
-    lengths[:3] = time, time - 1, 1
+    lengths[:4] = time, time - 1, 1, max(4, lengths[3])
     lengths[rows - empty_rows :] = 0
     steps = np.arange(time)
     mask = (steps < lengths[:, None]).astype(np.float64)
@@ -62,23 +64,24 @@ def masks(rng, rows, time, empty_rows):
 
 
 def advantages(rng, rows):
-    """One per sequence, below 0 in row 0, above it in row 1."""
+    """One per sequence, of known sign in the first four rows."""
     adv = rng.normal(size=rows)
-    adv[:2] = -abs(adv[0]) - 0.1, abs(adv[1]) + 0.1
+    adv[:4] = (abs(adv[:4]) + 0.1) * [-1, 1, -1, 1]
     return adv
 
 
 def log_probs(rng, mask, extreme):
     """Of the four policies, each near the old one but for the outliers."""
     drift, mismatch = jumps(rng, mask, extreme), jumps(rng, mask, extreme)
-    near = lambda scale: old + rng.normal(0, scale, mask.shape)
     old = -rng.gamma(1.0, 1.0, mask.shape) - abs(drift) - abs(mismatch)
-    logp, rollout, ref = near(0.35) + drift, near(0.15) - mismatch, near(0.3)
-    for row in (0, 1):
-        old[row, : len(OUTLIERS)] = -3.0 - 0.1 * row
-        for step, (up, apart) in enumerate(OUTLIERS):
-            logp[row, step] = old[row, step] + up
-            rollout[row, step] = old[row, step] - apart
+    old[:2, : len(OUTLIERS)] = -3.0
+    old[2:4] -= 1.0  # so that a shift up stays below LEAST
+    near = lambda scale: rng.normal(0, scale, mask.shape)
+    drift, mismatch = drift + near(0.35), mismatch + near(0.15)
+    mismatch[0] *= 0.02  # some row is within every band
+    drift[:2, : len(OUTLIERS)], mismatch[:2, : len(OUTLIERS)] = np.transpose(OUTLIERS)
+    drift[2:4], mismatch[2:4] = np.transpose(SHIFTS)[..., None] + near(0.1)[2:4]
+    logp, rollout, ref = old + drift, old - mismatch, old + near(0.3)
     policies = {"logp": logp, "old": old, "rollout": rollout, "ref": ref}
     return {name: np.minimum(x, LEAST) for name, x in policies.items()}
 
