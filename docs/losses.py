@@ -224,11 +224,11 @@ def systems() -> dict[str, types.ModuleType]:
 
 
 def recipe_table(fns: list[types.FunctionType]) -> list[str]:
-    """A table of recipes: what, and at which defaults."""
-    lines = [row(["", "what", "defaults"]), row(["---"] * 3)]
+    """A table of recipes: what, at which defaults, and the paper if it is named."""
+    lines = [row(["", "what", "defaults", "paper"]), row(["---"] * 4)]
     for fn in fns:
         what = cell(" ".join(paragraphs(fn)[:1]))
-        lines.append(row([f"`{fn.__name__}`", what, defaults(fn)]))
+        lines.append(row([f"`{fn.__name__}`", what, defaults(fn), papers(fn)]))
     return lines
 
 

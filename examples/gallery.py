@@ -10,7 +10,7 @@ let go. Where a weight is constant (CISPO, TOPR, VESPO), the objective is only w
 logged, and the pull is not its slope.
 """
 
-import argparse
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+import tyro
 
 import jaxppo
 
@@ -146,18 +147,18 @@ def draw(gallery: dict[str, Term], old_prob: float, out: pathlib.Path) -> None:
     figure.savefig(out, dpi=110)
 
 
-def main() -> None:
-    """Draw it, and say where it is."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=pathlib.Path, default="runs/gallery/gallery.png")
-    parser.add_argument("--old-prob", type=float, default=0.3)
-    options = parser.parse_args()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(GALLERY, options.old_prob, options.out)
-    print(f"Drawn: {options.out}")
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where to draw it, and of which token."""
+
+    out: pathlib.Path = pathlib.Path("runs/gallery/gallery.png")
+    """The picture's file."""
+    old_prob: float = 0.3
+    """Probability of the token under the old policy."""
 
 
 if __name__ == "__main__":
-    main()
+    options = tyro.cli(Options, description=__doc__)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    draw(GALLERY, options.old_prob, options.out)
+    print(f"Drawn: {options.out}")

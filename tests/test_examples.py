@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -60,7 +61,19 @@ def final_returns(text: str) -> list[float]:
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
 def test_help(environment, name):
     out = run(environment, name, "--help")
-    assert "--learning-rate" in out and "Adam's step size" in out
+    expected = {"gallery": ("--old-prob", "under the old policy")}
+    for words in expected.get(name, ("--learning-rate", "Adam's step size")):
+        assert words in out
+
+
+def test_gallery_is_drawn(environment, tmp_path):
+    out = tmp_path / "new" / "gallery.png"
+    assert f"Drawn: {out}" in run(environment, "gallery", "--out", out)
+    image = plt.imread(out)
+    rows, columns = image.shape[:2]
+    assert rows > 1000 and columns > 1500
+    dark = np.mean(image[..., :3], -1) < 0.9  # every row of panels has its curves
+    assert np.all([np.any(band) for band in np.array_split(dark, 12)])
 
 
 def test_cartpole_is_learned_from_a_cold_start(environment, tmp_path):
