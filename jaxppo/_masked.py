@@ -166,8 +166,9 @@ def whiten(
 
     Example:
       >>> import jax.numpy as jnp, jaxppo
-      >>> jaxppo.whiten(jnp.array([1.0, 2.0, 3.0, 9.9]), jnp.array([1, 1, 1, 0]))
-      Array([-1.2247448,  0.       ,  1.2247448,  0.       ], dtype=float32)
+      >>> x, mask = jnp.array([1.0, 2.0, 3.0, 9.9]), jnp.array([1, 1, 1, 0])
+      >>> jaxppo.whiten(x, mask).round(3)
+      Array([-1.225,  0.   ,  1.225,  0.   ], dtype=float32)
     """
     (x,) = _checks.arrays("whiten", mask, x=x)
     ddof = _checks.number("whiten", "ddof", ddof, "[0, inf)", x.dtype)

@@ -10,10 +10,13 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import jaxtyping
+import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Processors differ in the last bit: in the docstrings' examples it would be printed.
+np.set_printoptions(precision=5)
 
 
 @pytest.fixture

@@ -78,30 +78,22 @@ def test_the_comparison_can_fail():
         compare(name, good | {"aux": {"actor/unheard_of": 0.0}}, B)
 
 
-def garbled(garbage):
-    """The batch with garbage wherever no token counts."""
-    per_token = ("logp", "old", "rollout", "ref", "entropy")
-    bad = {name: jnp.where(B.mask, getattr(B, name), garbage) for name in per_token}
-    return type(B)(**vars(B) | bad)
+PER_TOKEN = ("logp", "old", "rollout", "ref", "entropy")
 
 
 @each_loss
 def test_what_is_masked_has_no_influence(name):
-    def run(b):
-        names = ("logp", "old", "rollout", "ref", "entropy")
+    @literally
+    def call(arrays):
+        b = type(B)(**vars(B) | arrays)
+        loss, grad, metrics = loss_and_gradient(name, b)
+        return loss, grad, jax.tree.map(number, metrics, is_leaf=is_metric)
 
-        @literally
-        def call(arrays):
-            loss, grad, metrics = loss_and_gradient(name, type(b)(**vars(b) | arrays))
-            return loss, grad, jax.tree.map(number, metrics, is_leaf=is_metric)
-
-        return call({name: getattr(b, name) for name in names})
-
-    clean = run(B)
+    inputs = {name: getattr(B, name) for name in PER_TOKEN}
+    clean, same = call(inputs), True
     assert np.all(np.isfinite(clean[1]))
-    same = True
     for garbage in (np.nan, np.inf, -np.inf):
-        got = run(garbled(garbage))
+        got = call({k: jnp.where(B.mask, x, garbage) for k, x in inputs.items()})
         pairs = zip(jax.tree.leaves(got), jax.tree.leaves(clean), strict=True)
         same = same and all(np.array_equal(x, y) for x, y in pairs)
     assert same is (name not in READS_PADDING)

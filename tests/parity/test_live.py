@@ -77,7 +77,9 @@ def test_it_is_what_the_system_computes_in_bfloat16(name):
         pytest.skip(live["skipped"][name])
     expected = live["outputs"][name]
     b = comparison.batch(live["inputs"])
-    close = functools.partial(np.isclose, rtol=2e-2, atol=2e-2)
+    # Estimators add up over time, with a rounding at each step.
+    bound = 2**-8 * b.time if name in comparison.VALUES else 2e-2
+    close = functools.partial(np.isclose, rtol=bound, atol=bound)
     if name in comparison.VALUES:
         value, _ = comparison.loss_and_metrics(comparison.VALUES[name](b))
         off = ~close(value, expected["value"])

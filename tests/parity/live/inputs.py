@@ -11,7 +11,6 @@ OUTLIERS = [(1.8, 0.9), (-1.8, -0.8), (0.3, -0.3), (-0.3, 0.3)]
 # The same two on all tokens of row 2, with A < 0, and of row 3, with A > 0: past the
 # narrower bands of what averages over a sequence.
 SHIFTS = [(-0.35, -0.9), (0.35, 0.25)]
-LEAST = -1e-3  # the largest log-probability
 
 
 def draw(seed, rows=6, time=8, group_size=3, *, extreme=0.0, empty_rows=0, ties=0):
@@ -21,22 +20,22 @@ def draw(seed, rows=6, time=8, group_size=3, *, extreme=0.0, empty_rows=0, ties=
     old policy, past the guards at log-ratios of 10 and 20. The last `empty_rows` have
     no token at all. The first `ties` groups have one and the same outcome throughout.
     """
-    if rows % group_size or rows < 4 + empty_rows or time < 5:
-        raise ValueError("needs whole groups, 4 rows with tokens and 5 steps")
+    if rows % group_size or rows < 5 + empty_rows or time < 5:
+        raise ValueError("needs whole groups, 5 rows with tokens and 5 steps")
     rng = np.random.default_rng([seed, rows, time, group_size])
     mask, tails = masks(rng, rows, time, empty_rows)
-    adv = advantages(rng, rows)
+    policies = log_probs(rng, mask, extreme)
     batch = {
-        **log_probs(rng, mask, extreme),
+        **policies,
         "mask": mask,
-        "adv": adv,
+        "adv": advantages(rng, rows),
         "entropy": rng.uniform(0.1, 2.0, mask.shape),
         "values": (values := rng.normal(size=mask.shape)),
         "old_values": values + rng.normal(0, 0.4, mask.shape),
         "returns": rng.normal(size=mask.shape),
         "token_rewards": outcomes(rng, mask, tails, ties * group_size),
         "group": np.repeat(np.arange(rows // group_size), group_size),
-        "sum_pi_squared": rng.uniform(0.1, 0.9, mask.shape),
+        "sum_pi_squared": sum_pi_squared(rng, np.exp(policies["old"])),
     }
     return {
         name: x if name == "group" else x.astype(np.float32)
@@ -75,15 +74,21 @@ def log_probs(rng, mask, extreme):
     drift, mismatch = jumps(rng, mask, extreme), jumps(rng, mask, extreme)
     old = -rng.gamma(1.0, 1.0, mask.shape) - abs(drift) - abs(mismatch)
     old[:2, : len(OUTLIERS)] = -3.0
-    old[2:4] -= 1.0  # so that a shift up stays below LEAST
+    old[2:4] -= 1.0  # so that a shift up stays below 0
     near = lambda scale: rng.normal(0, scale, mask.shape)
     drift, mismatch = drift + near(0.35), mismatch + near(0.15)
-    mismatch[0] *= 0.02  # some row is within every band
+    mismatch[4] *= 0.02  # one row within every band
+    mismatch[4:5] *= 0.3  # and one not past the bound of a sequence's maximum
     drift[:2, : len(OUTLIERS)], mismatch[:2, : len(OUTLIERS)] = np.transpose(OUTLIERS)
     drift[2:4], mismatch[2:4] = np.transpose(SHIFTS)[..., None] + near(0.1)[2:4]
     logp, rollout, ref = old + drift, old - mismatch, old + near(0.3)
     policies = {"logp": logp, "old": old, "rollout": rollout, "ref": ref}
-    return {name: np.minimum(x, LEAST) for name, x in policies.items()}
+    return {name: -abs(x) for name, x in policies.items()}  # not cut: ties would differ
+
+
+def sum_pi_squared(rng, probs):
+    """Of a whole vocabulary, between what is possible with these of its tokens."""
+    return probs**2 + rng.uniform(0.1, 0.9, probs.shape) * (1 - probs) ** 2
 
 
 def jumps(rng, mask, share):
