@@ -32,7 +32,11 @@ def test_runs(path):
     """As a reader's would, and to the numbers that were committed."""
     matplotlib.use("Agg")
     names = {}
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+    with (
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        np.printoptions(precision=8),
+    ):
         for cell in code_cells(path):
             body = ast.parse("".join(cell["source"])).body
             if not isinstance(body[-1], ast.Expr):
