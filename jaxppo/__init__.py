@@ -30,11 +30,17 @@ from ._distributional import quantile_value as quantile_value
 from ._distributional import two_hot as two_hot
 from ._entropy import adaptive_entropy as adaptive_entropy
 from ._entropy import top_entropy_mask as top_entropy_mask
+from ._fused import HeadPlan as HeadPlan
+from ._fused import TokenLogProbs as TokenLogProbs
+from ._fused import head_plan as head_plan
+from ._fused import token_log_probs as token_log_probs
 from ._group import group_advantages as group_advantages
 from ._group import leave_one_out_advantages as leave_one_out_advantages
 from ._group import leave_one_out_std as leave_one_out_std
 from ._group import pass_at_k_advantages as pass_at_k_advantages
 from ._group import varied_groups as varied_groups
+from ._head_kl import HeadKL as HeadKL
+from ._head_kl import head_kl as head_kl
 from ._heads import categorical as categorical
 from ._heads import categorical_kl as categorical_kl
 from ._heads import diagonal_normal as diagonal_normal

@@ -212,6 +212,12 @@ def rows(fn: str, batch: Any, **parts: int) -> int:
     return common[0]
 
 
+def floating(fn: str, **named: Any) -> None:
+    """Checks that arrays are of a floating-point dtype."""
+    for name, x in named.items():
+        _floating(fn, name, x)
+
+
 def function(fn: str, name: str, value: Any, example: str) -> None:
     """Checks that something can be called."""
     if not callable(value):
