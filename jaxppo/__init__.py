@@ -30,9 +30,6 @@ from ._distributional import quantile_value as quantile_value
 from ._distributional import two_hot as two_hot
 from ._entropy import adaptive_entropy as adaptive_entropy
 from ._entropy import top_entropy_mask as top_entropy_mask
-from ._fused import HeadPlan as HeadPlan
-from ._fused import TokenLogProbs as TokenLogProbs
-from ._fused import head_plan as head_plan
 from ._fused import token_log_probs as token_log_probs
 from ._group import group_advantages as group_advantages
 from ._group import leave_one_out_advantages as leave_one_out_advantages
@@ -41,6 +38,9 @@ from ._group import pass_at_k_advantages as pass_at_k_advantages
 from ._group import varied_groups as varied_groups
 from ._head_kl import HeadKL as HeadKL
 from ._head_kl import head_kl as head_kl
+from ._head_math import TokenLogProbs as TokenLogProbs
+from ._head_plan import HeadPlan as HeadPlan
+from ._head_plan import head_plan as head_plan
 from ._heads import categorical as categorical
 from ._heads import categorical_kl as categorical_kl
 from ._heads import diagonal_normal as diagonal_normal
@@ -59,6 +59,7 @@ from ._kl import unbiased_gradient_kl as unbiased_gradient_kl
 from ._learner import check_progress as check_progress
 from ._learner import finalize as finalize
 from ._learner import learner as learner
+from ._linear_loss import linear_policy_loss as linear_policy_loss
 from ._losses import ppo_loss as ppo_loss
 from ._masked import masked_max as masked_max
 from ._masked import masked_mean as masked_mean
@@ -80,6 +81,7 @@ from ._ratio import sequence_token_log_ratio as sequence_token_log_ratio
 from ._ratio import trajectory_log_ratio as trajectory_log_ratio
 from ._rewards import overlong_penalty as overlong_penalty
 from ._rollout import correction_metrics as correction_metrics
+from ._selective import selective_log_softmax as selective_log_softmax
 from ._token_baseline import optimal_token_baseline as optimal_token_baseline
 from ._trust_region import binary_kl as binary_kl
 from ._trust_region import binary_tv as binary_tv

@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import _checks
+from . import _checks, _mesh
+from ._mesh import AxisName
 from ._types import LossFn, Max, Mean, Metric, Min
-
-AxisName = str | tuple[str, ...]
 
 
 def accumulate_grads(
@@ -118,7 +117,7 @@ def is_metric(x: Any) -> bool:
     return isinstance(x, (Mean, Max, Min))
 
 
-def _loss(loss_fn: LossFn, params: Any, batch: Any):
+def loss_and_metrics(loss_fn: LossFn, params: Any, batch: Any):
     """Calls loss_fn and checks what it returns."""
     out = loss_fn(params, batch)
     form = "expected (loss, metrics), loss a `jaxppo.Mean` or a dict of them"
@@ -139,7 +138,7 @@ def _loss(loss_fn: LossFn, params: Any, batch: Any):
 
 def _counts(loss_fn: LossFn, params: Any, batch: Any) -> Any:
     """The loss with its totals zeroed: what is left depends on masks alone."""
-    loss, _ = _loss(loss_fn, params, batch)
+    loss, _ = loss_and_metrics(loss_fn, params, batch)
     return jax.tree.map(
         lambda mean: Mean(
             jnp.zeros_like(mean.total), jax.lax.stop_gradient(mean.count)
@@ -160,7 +159,7 @@ def _part(loss_fn: LossFn, params: Any, batch: Any, counts: Any):
     """Gradient of one microbatch's share of the loss, and its undivided loss."""
 
     def share(params):
-        loss, metrics = _loss(loss_fn, params, batch)
+        loss, metrics = loss_and_metrics(loss_fn, params, batch)
         shared = jax.tree.map(
             lambda mean, whole: Mean(mean.total, jax.lax.stop_gradient(whole.count)),
             loss,
@@ -173,16 +172,9 @@ def _part(loss_fn: LossFn, params: Any, batch: Any, counts: Any):
     return grads, *jax.lax.stop_gradient((loss, metrics))
 
 
-def _vma(x: Any) -> frozenset[str]:
-    """The mesh axes an array varies over inside a `shard_map` that tracks them."""
-    aval = jax.typeof(x)
-    manual = getattr(aval, "manual_axis_type", None)  # from JAX 0.10
-    return getattr(aval, "vma", frozenset()) if manual is None else manual.varying
-
-
 def _check_axes(fn: str, batch: Any, axis_name: AxisName | None) -> None:
-    named = {axis_name} if isinstance(axis_name, str) else set(axis_name or ())
-    varies = frozenset().union(*(_vma(x) for x in jax.tree.leaves(batch)))
+    named = set(_mesh.names(axis_name))
+    varies = _mesh.varies(batch)
     if left_out := varies - named:
         raise ValueError(
             f"{fn}: the batch is sharded over mesh axes {sorted(left_out)} that "
@@ -190,7 +182,7 @@ def _check_axes(fn: str, batch: Any, axis_name: AxisName | None) -> None:
             f"own counts. Pass axis_name={tuple(sorted(varies | named))!r}."
         )
     for name in named - varies:
-        if name in _vma(jax.lax.axis_index(name)):  # `shard_map` does track
+        if name in _mesh.varies(jax.lax.axis_index(name)):  # `shard_map` does track
             raise ValueError(
                 f"{fn}: `axis_name` = {axis_name!r}, but the batch is the same all "
                 f"along mesh axis {name!r}: its gradient would count once a device. "
@@ -204,16 +196,4 @@ def _varying(params: Any, axis_name: AxisName | None) -> Any:
     `shard_map` would otherwise add them over devices by itself, or not, depending on
     its `check_vma`.
     """
-    if axis_name is None:
-        return params
-    names = (axis_name,) if isinstance(axis_name, str) else axis_name
-
-    def mark(x):
-        missing = tuple(name for name in names if name not in _vma(x))
-        if not missing:
-            return x
-        if pvary := getattr(jax.lax, "pvary", None):  # before JAX 0.9
-            return pvary(x, missing)
-        return jax.lax.pcast(x, missing, to="varying")
-
-    return jax.tree.map(mark, params)
+    return _mesh.varying(params, _mesh.names(axis_name))

@@ -63,7 +63,7 @@ def valid(fn: str, mask: Any, /, **named: Any) -> jax.Array | None:
 
 
 def per_step(
-    fn: str, name: str, value: Any, interval: str, mask: Any = None, **like: jax.Array
+    fn: str, name: str, value: Any, interval: str, mask: Any = None, **like: Any
 ) -> jax.Array:
     """A number, or an array of `like`'s shape (last axis may be 1), spread over it."""
     ((first, x),) = like.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,51 +12,14 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import _checks, _mesh, _stream
-from ._stream import Blocks, Head
-from ._types import Leaf, Scalar
+from . import _head_math as math
+from ._head_math import TokenLogProbs
+from ._head_plan import HeadPlan, Mode, head_plan
+from ._stream import Blocks
+from ._types import Scalar
 
 Rows = Float[Array, "*b"]
 RowMask = Bool[Array, "*b"] | Integer[Array, "*b"]
-Mode = Literal["auto", "recompute", "cached", "reference"]
-LOWEST = -1e30  # a running maximum to start from: finite, so that no inf - inf is taken
-FAR = -1e4  # below a maximum: its exp is 0 in any dtype, and 0 times it is 0
-
-
-class TokenLogProbs(NamedTuple):
-    """What `token_log_probs` returns, nats, each `(*batch)`, in float32 at least.
-
-    Attributes:
-      log_probs: of the targets.
-      entropy: of the distribution over the vocabulary.
-      logsumexp: of the logits (for a z-loss, or a check on their scale).
-    """
-
-    log_probs: Leaf
-    entropy: Leaf
-    logsumexp: Leaf
-
-
-class HeadPlan(NamedTuple):
-    """How a head is computed: what `head_plan` returns.
-
-    Attributes:
-      mode: "recompute", "cached" or "reference".
-      vocab_block: words whose logits exist at a time.
-      token_block: tokens, likewise; masked tokens are left out in units of it.
-    """
-
-    mode: str
-    vocab_block: int
-    token_block: int
-
-
-class Sums(NamedTuple):
-    """Of a token's logits z so far, relative to their maximum."""
-
-    top: jax.Array
-    total: jax.Array  # of e^(z - top)
-    moment: jax.Array  # of e^(z - top) (z - top)
-    target: jax.Array  # z of the target
 
 
 class Setup(NamedTuple):
@@ -106,7 +69,8 @@ def token_log_probs(
         "reference" is plain code, for forward and second derivatives. "auto" caches
         where that is faster and the float32 logits fit `cache_bytes`; `head_plan` says
         which it will be.
-      vocab_block, token_block: sizes of a block of logits; None: by platform.
+      vocab_block: words whose logits exist at a time; None: by platform.
+      token_block: tokens, likewise.
       cache_bytes: the most that "auto" may keep, per device.
       vocab_axis: mesh axis (or axes) that unembed's words are sharded over. Explicit
         axes are seen without it.
@@ -137,7 +101,7 @@ def token_log_probs(
         cache_bytes=cache_bytes,
     )
     plan(1, 1, 1)  # its errors come first
-    check_head(fn, hidden, unembed, targets, bias, vocab_last)
+    math.check_head(fn, hidden, unembed, targets, bias, vocab_last)
     dtype = _checks.wide(hidden)
     like = jax.ShapeDtypeStruct(targets.shape, dtype)
     temperature = _checks.per_step(
@@ -161,134 +125,6 @@ def token_log_probs(
     return shards.run(run, tokens, words, (softcap,), "tokens")
 
 
-def head_plan(
-    num_tokens: int,
-    vocab_size: int,
-    hidden_size: int,
-    *,
-    masked: bool = False,
-    mode: Mode = "auto",
-    vocab_block: int | None = None,
-    token_block: int | None = None,
-    cache_bytes: int = 2**30,
-    platform: str | None = None,
-) -> HeadPlan:
-    """How `token_log_probs` goes about a head of this size, on one device.
-
-    Args:
-      num_tokens: on this device, all leading axes together.
-      vocab_size: on this device.
-      hidden_size: d.
-      masked: whether there is a mask.
-      mode, vocab_block, token_block, cache_bytes: as there.
-      platform: "cpu", "gpu" or "tpu"; None: JAX's default.
-
-    Returns:
-      `HeadPlan(mode, vocab_block, token_block)`.
-
-    Raises:
-      TypeError: a size is not an integer.
-      ValueError: a size is below 1, or there is no such mode.
-
-    Example:
-      >>> import jaxppo
-      >>> jaxppo.head_plan(8192, 151936, 4096, platform="gpu")
-      HeadPlan(mode='recompute', vocab_block=4096, token_block=4096)
-    """
-    fn = "head_plan"
-    _checks.count(fn, "cache_bytes", cache_bytes)
-    for name, block in [("vocab_block", vocab_block), ("token_block", token_block)]:
-        if block is not None:
-            _checks.count(fn, name, block)
-    if mode not in (modes := ("auto", "recompute", "cached", "reference")):
-        raise ValueError(f"{fn}: `mode` = {mode!r}; expected one of {modes}.")
-    on_cpu = (platform or jax.default_backend()) == "cpu"
-    if mode == "auto":
-        # Where d is small, a product costs less than its result's way to memory.
-        worth = hidden_size >= (512 if on_cpu else 1)
-        fits = 4 * num_tokens * vocab_size <= cache_bytes
-        mode = "cached" if worth and fits else "recompute"
-    if on_cpu:  # a block of 2 MiB to 4 MiB stays in the processor's cache
-        tokens, words = 1024, 512
-    else:
-        tokens, words = (2048 if masked else 4096), 4096
-    return HeadPlan(
-        mode,
-        min(vocab_block or words, vocab_size),
-        min(token_block or tokens, num_tokens),
-    )
-
-
-def check_head(
-    fn: str,
-    hidden: Any,
-    unembed: Any,
-    targets: Any,
-    bias: Any,
-    vocab_last: bool,
-    prefix: str = "",
-) -> None:
-    """Raises if the arrays of a head do not fit each other."""
-    h, w, b = (prefix + name for name in ("hidden", "unembed", "bias"))
-    _checks.floating(fn, **{h: hidden, w: unembed})
-    form = "(d, vocab)" if vocab_last else "(vocab, d)"
-    if hidden.ndim < 1 or unembed.ndim != 2 or not unembed.size:
-        raise ValueError(
-            f"{fn}: `{h}` has shape {hidden.shape} and `{w}` {unembed.shape}; expected "
-            f"(*batch, d) and {form}."
-        )
-    d, vocab = hidden.shape[-1], unembed.shape[1 if vocab_last else 0]
-    if unembed.shape != ((d, vocab) if vocab_last else (vocab, d)):
-        turned = unembed.shape[1 if vocab_last else 0] == d
-        fix = f"pass `vocab_last={not vocab_last}`" if turned else f"d is {d} here"
-        raise ValueError(
-            f"{fn}: `{w}` has shape {unembed.shape}, but `{h}` has shape "
-            f"{hidden.shape}; expected {form}: {fix}."
-        )
-    if hidden.dtype != unembed.dtype:
-        raise TypeError(
-            f"{fn}: `{h}` is {hidden.dtype}, but `{w}` is {unembed.dtype}; cast one, "
-            f"such as `{w}.astype({h}.dtype)`."
-        )
-    if targets is not None:
-        _checks.integers(fn, targets=targets)
-        if targets.shape != hidden.shape[:-1]:
-            raise ValueError(
-                f"{fn}: `targets` has shape {targets.shape}, but `{h}` has shape "
-                f"{hidden.shape}; pass shape {hidden.shape[:-1]}, an index per token."
-            )
-    if bias is not None:
-        _checks.floating(fn, **{b: bias})
-        if bias.shape != (vocab,):
-            raise ValueError(
-                f"{fn}: `{b}` has shape {bias.shape}; pass shape {(vocab,)}, an entry "
-                "per word."
-            )
-
-
-def make_head(
-    hidden: Array,
-    unembed: Array,
-    bias: Array | None,
-    softcap: Array | None,
-    temperature: Array,
-    keep: Array,
-    vocab_last: bool,
-) -> Head:
-    """The head of tokens in a row, constants detached; 1 as temperature off-mask."""
-    inverse = 1 / jnp.where(keep, temperature, 1)
-    softcap, inverse = jax.lax.stop_gradient((softcap, inverse))
-    return Head(
-        hidden.reshape(-1, hidden.shape[-1]),
-        unembed,
-        bias,
-        softcap,
-        inverse.ravel(),
-        keep.ravel(),
-        vocab_last,
-    )
-
-
 def _on_shard(
     plan,
     vocab_axes,
@@ -304,16 +140,16 @@ def _on_shard(
     """Of this device's tokens, and words."""
     shape = targets.shape
     vocab = unembed.shape[1 if vocab_last else 0]
-    for name in vocab_axes:
-        vocab *= jax.lax.axis_size(name)
-    inside = _inside(targets, vocab)
-    valid = inside if keep is None else inside & keep
+    found, targets = math.inside(targets, vocab, vocab_axes)
+    valid = found if keep is None else found & keep
     d = hidden.shape[-1]
     if not targets.size:
         empty = jnp.zeros(shape, temperature.dtype)
         return TokenLogProbs(empty, empty, empty)
-    targets = jnp.where(inside, targets, 0).astype(jnp.int32).ravel()
-    head = make_head(hidden, unembed, bias, softcap, temperature, valid, vocab_last)
+    targets = targets.ravel()
+    head = math.make_head(
+        hidden, unembed, bias, softcap, temperature, valid, vocab_last
+    )
     valid = valid.ravel()
     axes = _mesh.varies(head, targets, valid)
     targets, valid = _mesh.varying((targets, valid), axes - set(vocab_axes))
@@ -327,15 +163,10 @@ def _on_shard(
     return TokenLogProbs(*(jnp.where(valid, x, 0).reshape(shape) for x in out))
 
 
-def _inside(targets: jax.Array, vocab: int) -> jax.Array:
-    last = min(vocab - 1, jnp.iinfo(targets.dtype).max)  # int8 ends before 50,000
-    return (targets >= 0) & (targets <= last)
-
-
 def _reference(head, targets, vocab_axes) -> TokenLogProbs:
     """Plain code, differentiable in every way."""
     z = head.tokens(0, len(targets)).logits()
-    targets = local(targets, head.vocab_size, vocab_axes)
+    targets = math.local(targets, head.vocab_size, vocab_axes)
     add = lambda x: jax.lax.psum(x, vocab_axes) if vocab_axes else x
     top = jax.lax.stop_gradient(jnp.max(z, 1))
     top = jax.lax.pmax(top, vocab_axes) if vocab_axes else top
@@ -343,7 +174,7 @@ def _reference(head, targets, vocab_axes) -> TokenLogProbs:
     total = add(jnp.sum(jnp.exp(shifted), 1))
     finite = jnp.where(jnp.isneginf(shifted), 0, shifted)
     moment = add(jnp.sum(jnp.exp(shifted) * finite, 1))
-    hit, chosen = column(z, targets)
+    hit, chosen = math.column(z, targets)
     chosen = add(jnp.where(hit, chosen, 0))
     lse = top + jnp.log(total)
     return TokenLogProbs(chosen - lse, jnp.log(total) - moment / total, lse)
@@ -364,7 +195,7 @@ def _streamed_bwd(setup, saved, cotangents):
     head, targets, valid, out, kept = saved
     order = _order(setup, valid)
     gather = (lambda x: x) if order is None else order.gather
-    slope = slope_of(
+    slope = math.slope_of(
         *jax.tree.map(gather, (out, TokenLogProbs(*cotangents))),
         gather(targets),
         head,
@@ -396,12 +227,12 @@ def _fwd(setup, head, targets, valid, *, keep):
     sums, kept = _stream.forward(
         (head if order is None else order.of(head),),
         Blocks(*setup.plan[1:]),
-        absorb_into(targets, head, setup.vocab_axes),
-        zero_sums(len(targets), head.inv_temperature.dtype),
+        math.absorb_into(targets, head, setup.vocab_axes),
+        math.zero_sums(len(targets), head.inv_temperature.dtype),
         count=None if order is None else order.count,
         keep=keep,
     )
-    out = from_sums(merged(sums, setup.vocab_axes))
+    out = math.from_sums(math.merged(sums, setup.vocab_axes))
     if order is not None:
         out = jax.tree.map(lambda x: jnp.where(valid, x[order.place], 0), out)
     return out, kept
@@ -409,95 +240,3 @@ def _fwd(setup, head, targets, valid, *, keep):
 
 def _order(setup, valid):
     return _stream.ordered(valid, setup.plan.token_block) if setup.compact else None
-
-
-def zero_sums(n: int, dtype: Any) -> Sums:
-    """Of no words yet."""
-    zero = jnp.zeros(n, dtype)
-    return Sums(jnp.full(n, LOWEST, dtype), zero, zero, zero)
-
-
-def absorb_into(targets: jax.Array, head: Head, vocab_axes: tuple[str, ...]) -> Any:
-    """What adds a block of logits to the sums."""
-    targets = local(targets, head.vocab_size, vocab_axes)
-
-    def absorb(sums, zs, row, start):
-        (z,) = zs
-        top = jnp.maximum(sums.top, jnp.max(z, 1))
-        x = z - top[:, None]
-        x = x if head.bias is None else jnp.maximum(x, FAR)  # bias may be -inf
-        e = jnp.exp(x)
-        hit, chosen = column(z, _stream.rows(targets, row, len(z)) - start)
-        total, moment = rescaled(sums, top)
-        total, moment = total + jnp.sum(e, 1), moment + jnp.sum(e * x, 1)
-        return Sums(top, total, moment, jnp.where(hit, chosen, sums.target))
-
-    return absorb
-
-
-def slope_of(
-    out: TokenLogProbs,
-    grads: TokenLogProbs,
-    targets: jax.Array,
-    head: Head,
-    vocab_axes: tuple[str, ...],
-) -> Any:
-    """The gradient to a block of logits, from those to what is returned.
-
-    With u = z - logsumexp: d log_prob = 1[target] - p; d entropy = -p (u + entropy);
-    d logsumexp = p.
-    """
-    targets = local(targets, head.vocab_size, vocab_axes)
-    level = grads.log_probs + grads.entropy * out.entropy - grads.logsumexp
-
-    def slope(zs, row, start):
-        (z,) = zs
-        here = lambda x: _stream.rows(x, row, len(z))[:, None]
-        u = z - here(out.logsumexp)
-        u = u if head.bias is None else jnp.maximum(u, FAR)
-        words = jax.lax.broadcasted_iota(jnp.int32, z.shape, 1)
-        own = jnp.where(words == here(targets) - start, here(grads.log_probs), 0)
-        return own - jnp.exp(u) * (here(level) + here(grads.entropy) * u)
-
-    return slope
-
-
-def column(z: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether each row's target is in this block, and its logit."""
-    hit = (targets >= 0) & (targets < z.shape[1])
-    place = jnp.clip(targets, 0, z.shape[1] - 1)[:, None]
-    return hit, jnp.take_along_axis(z, place, 1, mode="promise_in_bounds")[:, 0]
-
-
-def rescaled(sums: Sums, top: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Total and moment, relative to another maximum."""
-    shift = jnp.maximum(sums.top - top, FAR)
-    scale = jnp.exp(shift)
-    return sums.total * scale, (sums.moment + sums.total * shift) * scale
-
-
-def merged(sums: Sums, vocab_axes: tuple[str, ...]) -> Sums:
-    """Of all shards of the vocabulary."""
-    if not vocab_axes:
-        return sums
-    top = jax.lax.pmax(sums.top, vocab_axes)
-    parts = (*rescaled(sums, top), sums.target)
-    return Sums(top, *jax.lax.psum(parts, vocab_axes))
-
-
-def from_sums(sums: Sums) -> TokenLogProbs:
-    """What they come to."""
-    total = jnp.where(sums.total == 0, 1, sums.total)  # of rows that were left out
-    log_total = jnp.log(total)
-    return TokenLogProbs(
-        sums.target - sums.top - log_total,
-        log_total - sums.moment / total,
-        sums.top + log_total,
-    )
-
-
-def local(targets: jax.Array, vocab: int, vocab_axes: tuple[str, ...]) -> jax.Array:
-    """Targets counted from this shard's first word."""
-    if not vocab_axes:
-        return targets
-    return targets - jax.lax.axis_index(vocab_axes) * vocab

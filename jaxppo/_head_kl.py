@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import _checks, _mesh, _stream
-from ._fused import FAR, LOWEST, check_head, head_plan, make_head
+from ._head_math import FAR, LOWEST, check_head, make_head
+from ._head_plan import head_plan
 from ._stream import Blocks
 from ._types import Leaf, Scalar
 

@@ -122,13 +122,13 @@ def shards(
     if manual := jax.sharding.get_abstract_mesh().manual_axes:
         if token_spec is not None:
             raise ValueError(
-                f"{fn}: `token_spec` = {token_spec} inside `shard_map`, where the tokens "
-                "are this shard's already; leave it out."
+                f"{fn}: `token_spec` = {token_spec} inside `shard_map`, where the "
+                "tokens are this shard's already; leave it out."
             )
         if missing := set(asked) - varies(unembed):
             raise ValueError(
-                f"{fn}: `vocab_axis` = {vocab_axis!r}, but `unembed` does not vary over "
-                f"{sorted(missing)} (manual axes: {sorted(manual)}): each device would "
+                f"{fn}: `vocab_axis` = {vocab_axis!r}, but `unembed` does not vary "
+                f"over {sorted(missing)} (manual axes: {sorted(manual)}): each device would "
                 "count the same words. Shard its words over that axis (`in_specs`), "
                 "leave `vocab_axis` out, or, if they are sharded, do not turn off "
                 "`shard_map`'s `check_vma`: gradients would be divided by the axis."
@@ -164,8 +164,8 @@ def shards(
     if missing := (set(asked) & explicit) - set(words):
         raise ValueError(
             f"{fn}: `vocab_axis` = {vocab_axis!r}, but `unembed` is of type "
-            f"{jax.typeof(unembed)}, its words not sharded over {sorted(missing)}; shard "
-            "them, or leave `vocab_axis` out."
+            f"{jax.typeof(unembed)}, its words not sharded over {sorted(missing)}; "
+            "shard them, or leave `vocab_axis` out."
         )
     words = [*words, *(name for name in asked if name not in words)]
     if both := set(asked) & over_tokens:

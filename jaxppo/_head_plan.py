@@ -1,0 +1,86 @@
+"""How a language model's head is computed: which mode, in blocks of what size."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+
+from . import _checks
+
+Mode = Literal["auto", "recompute", "cached", "reference"]
+
+
+class HeadPlan(NamedTuple):
+    """How a head is computed: what `head_plan` returns.
+
+    Attributes:
+      mode: "recompute", "cached" or "reference".
+      vocab_block: words whose logits exist at a time.
+      token_block: tokens, likewise; masked tokens are left out in units of it.
+    """
+
+    mode: str
+    vocab_block: int
+    token_block: int
+
+
+def head_plan(
+    num_tokens: int,
+    vocab_size: int,
+    hidden_size: int,
+    *,
+    masked: bool = False,
+    mode: Mode = "auto",
+    vocab_block: int | None = None,
+    token_block: int | None = None,
+    cache_bytes: int = 2**30,
+    platform: str | None = None,
+) -> HeadPlan:
+    """How `token_log_probs` goes about a head of this size, on one device.
+
+    Args:
+      num_tokens: on this device, all leading axes together.
+      vocab_size: on this device.
+      hidden_size: d.
+      masked: whether there is a mask.
+      mode: as there.
+      vocab_block: as there.
+      token_block: as there.
+      cache_bytes: as there.
+      platform: "cpu", "gpu" or "tpu"; None: JAX's default.
+
+    Returns:
+      `HeadPlan(mode, vocab_block, token_block)`.
+
+    Raises:
+      TypeError: a size is not an integer.
+      ValueError: a size is below 1, or there is no such mode.
+
+    Example:
+      >>> import jaxppo
+      >>> jaxppo.head_plan(8192, 151936, 4096, platform="gpu")
+      HeadPlan(mode='recompute', vocab_block=4096, token_block=4096)
+    """
+    fn = "head_plan"
+    _checks.count(fn, "cache_bytes", cache_bytes)
+    for name, block in [("vocab_block", vocab_block), ("token_block", token_block)]:
+        if block is not None:
+            _checks.count(fn, name, block)
+    if mode not in (modes := ("auto", "recompute", "cached", "reference")):
+        raise ValueError(f"{fn}: `mode` = {mode!r}; expected one of {modes}.")
+    on_cpu = (platform or jax.default_backend()) == "cpu"
+    if mode == "auto":
+        # Where d is small, a product costs less than its result's way to memory.
+        worth = hidden_size >= (512 if on_cpu else 1)
+        fits = 4 * num_tokens * vocab_size <= cache_bytes
+        mode = "cached" if worth and fits else "recompute"
+    if on_cpu:  # a block of 2 MiB to 4 MiB stays in the processor's cache
+        tokens, words = 1024, 512
+    else:
+        tokens, words = (2048 if masked else 4096), 4096
+    return HeadPlan(
+        mode,
+        min(vocab_block or words, vocab_size),
+        min(token_block or tokens, num_tokens),
+    )
