@@ -56,7 +56,7 @@ def token_log_probs(
 
     Args:
       hidden: h, the last hidden states, `(*batch, d)`.
-      unembed: W, `(vocab, d)` as tied embeddings are, in hidden's dtype.
+      unembed: W, `(vocab, d)` as tied embeddings are.
       targets: indices of the tokens, integers, `(*batch)`. One outside the vocabulary
         (-100, say) is as good as masked.
       mask: `(*batch)`, bool or integer. What it leaves out gives 0 and no gradient,
@@ -81,7 +81,7 @@ def token_log_probs(
       `TokenLogProbs(log_probs, entropy, logsumexp)`, each `(*batch)`.
 
     Raises:
-      TypeError: an array is of the wrong kind, or hidden and unembed differ in dtype.
+      TypeError: hidden, unembed or bias is not floating point, or targets not integers.
       ValueError: shapes do not fit, a number is out of range, or `vocab_axis` does not
         shard unembed.
 
@@ -102,7 +102,7 @@ def token_log_probs(
     )
     plan(1, 1, 1)  # its errors come first
     math.check_head(fn, hidden, unembed, targets, bias, vocab_last)
-    dtype = _checks.wide(hidden)
+    dtype = _checks.wide(hidden, unembed)
     like = jax.ShapeDtypeStruct(targets.shape, dtype)
     temperature = _checks.per_step(
         fn, "temperature", temperature, "(0, inf)", targets=like

@@ -69,9 +69,9 @@ def head_kl(
 
     Args:
       hidden: `(*batch, d)`.
-      unembed: `(vocab, d)`, in hidden's dtype.
+      unembed: `(vocab, d)`.
       ref_hidden: `(*batch, ref_d)`.
-      ref_unembed: `(vocab, ref_d)`, over the same vocabulary, in ref_hidden's dtype.
+      ref_unembed: `(vocab, ref_d)`, over the same vocabulary.
       mask: `(*batch)`, bool or integer; what it leaves out gives 0 and no gradient.
       temperature: a number or `(*batch)`, positive; of both; constant.
       bias: `(vocab,)`; -inf forbids a word.
@@ -88,7 +88,7 @@ def head_kl(
       `HeadKL(from_policy, from_ref)`, each `(*batch)`, at least 0.
 
     Raises:
-      TypeError: an array is of the wrong kind, or a head's two differ in dtype.
+      TypeError: an array is not floating point.
       ValueError: shapes do not fit, or a number is out of range.
 
     Example:
@@ -116,7 +116,7 @@ def head_kl(
         head_plan, mode="recompute", vocab_block=vocab_block, token_block=token_block
     )
     plan(1, 1, 1)  # its errors come first
-    dtype = _checks.wide(hidden)
+    dtype = _checks.wide(hidden, unembed, ref_hidden, ref_unembed)
     like = jax.ShapeDtypeStruct(hidden.shape[:-1], dtype)
     temperature = _checks.per_step(
         fn, "temperature", temperature, "(0, inf)", hidden=like

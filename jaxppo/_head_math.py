@@ -65,11 +65,6 @@ def check_head(
             f"{fn}: `{w}` has shape {unembed.shape}, but `{h}` has shape "
             f"{hidden.shape}; expected {form}: {fix}."
         )
-    if hidden.dtype != unembed.dtype:
-        raise TypeError(
-            f"{fn}: `{h}` is {hidden.dtype}, but `{w}` is {unembed.dtype}; cast one, "
-            f"such as `{w}.astype({h}.dtype)`."
-        )
     if targets is not None:
         _checks.integers(fn, targets=targets)
         if targets.shape != hidden.shape[:-1]:

@@ -60,7 +60,7 @@ def linear_policy_loss(
     Args:
       hidden: `(*batch, d)`; an item is an entry of the first axis: a sequence, or, for
         a loss without sequences, a token of `(tokens, d)`.
-      unembed: `(vocab, d)`, in hidden's dtype.
+      unembed: `(vocab, d)`.
       batch: any pytree of arrays with the same first axis; constant.
       loss_fn: `loss_fn(head, batch) -> (Mean, metrics)` of some of the items, with
         `head` their `TokenLogProbs`.
@@ -120,7 +120,7 @@ def linear_policy_loss(
             "least one token."
         )
     _checks.rows(fn, {"hidden": hidden, "batch": batch})
-    dtype = _checks.wide(hidden)
+    dtype = _checks.wide(hidden, unembed)
     like = jax.ShapeDtypeStruct(targets.shape, dtype)
     temperature = _checks.per_step(
         fn, "temperature", temperature, "(0, inf)", targets=like

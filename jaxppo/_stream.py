@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import _mesh
+from . import _checks, _mesh
+from ._types import Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -21,12 +22,12 @@ from . import _mesh
 class Head:
     """Makes logits: softcap(hidden @ unembed.T + bias) * inv_temperature."""
 
-    hidden: jax.Array  # (n, d)
-    unembed: jax.Array  # (v, d), or (d, v)
-    bias: jax.Array | None  # (v,)
-    softcap: jax.Array | None  # ()
-    inv_temperature: jax.Array  # (n,), in the dtype to compute in
-    live: jax.Array  # (n,): whether a token counts; the others' hidden may be anything
+    hidden: Leaf  # (n, d)
+    unembed: Leaf  # (v, d), or (d, v)
+    bias: Leaf | None  # (v,)
+    softcap: Leaf | None  # ()
+    inv_temperature: Leaf  # (n,), in the dtype to compute in
+    live: Leaf  # (n,): whether a token counts; the others' hidden may be anything
     vocab_last: bool = dataclasses.field(metadata=dict(static=True), default=False)
 
     @property
@@ -55,10 +56,16 @@ class Head:
             self, hidden=hidden, inv_temperature=inverse, live=live
         )
 
+    def operands(self) -> tuple[jax.Array, jax.Array]:
+        """Hidden and unembedding in one dtype."""
+        x, w = self.hidden, self.unembed
+        one = x.dtype if x.dtype == w.dtype else _checks.wide(x, w)
+        return x.astype(one), w.astype(one)
+
     def logits(self) -> jax.Array:
         """All of them, `(n, v)`."""
         dtype = self.inv_temperature.dtype
-        z = dot(self.hidden, self.unembed, 1, 1 - self.vocab_axis, dtype)
+        z = dot(*self.operands(), 1, 1 - self.vocab_axis, dtype)
         if self.bias is not None:
             z = z + self.bias.astype(dtype)[None, :]
         if self.softcap is not None:
@@ -72,12 +79,10 @@ class Head:
         if self.softcap is not None:
             dz = dz * (1 - (z / (inverse * self.softcap)) ** 2)
         bias = None if self.bias is None else jnp.sum(dz, 0)
-        # In the operands' dtype both products are fast; float16 has not the range.
-        half = self.hidden.dtype == jnp.float16
-        x, w, dz = (
-            a.astype(dtype if half else self.hidden.dtype)
-            for a in (self.hidden, self.unembed, dz)
-        )
+        x, w = self.operands()
+        if x.dtype == jnp.float16:  # gradients would be out of its range
+            x, w = x.astype(dtype), w.astype(dtype)
+        dz = dz.astype(x.dtype)  # so that both products run at the operands' speed
         dw = dot(x, dz, 0, 0, dtype) if self.vocab_last else dot(dz, x, 0, 0, dtype)
         return Grads(dot(dz, w, 1, self.vocab_axis, dtype), dw, bias)
 

@@ -22,7 +22,7 @@ import jaxppo
 
 TYPES = [
     *("Advantages", "Aggregator", "Controller", "Learner", "LossFn", "Max", "Mean"),
-    *("Metric", "Metrics", "Min", "TrainState"),
+    *("HeadKL", "HeadPlan", "Metric", "Metrics", "Min", "TokenLogProbs", "TrainState"),
 ]
 PUBLIC = {
     name: x
@@ -134,6 +134,36 @@ def choices(rng):
     return dict(logits=logits, actions=rng.integers(2, 4, MASK.shape), mask=MASK)
 
 
+def words(rng):
+    """Tokens of a vocabulary of 13, from the hidden states of two models."""
+    of_all = lambda x: np.broadcast_to(x, (*MASK.shape, *x.shape))
+    unembed, ref_unembed = rng.normal(size=(13, 3)), rng.normal(size=(13, 2))
+    bias, ref_bias = rng.normal(size=(2, 13))
+    logits = rng.normal(0, 2, (*MASK.shape, 13))
+    bias[7] = ref_bias[7] = logits[..., 7] = -np.inf  # not allowed
+    targets = rng.choice(np.delete(np.arange(13), 7), MASK.shape)
+    targets[3, 5] = -100
+    return dict(
+        hidden=rng.normal(size=(*MASK.shape, 3)),
+        unembed=of_all(unembed),
+        bias=of_all(bias),
+        ref_hidden=rng.normal(size=(*MASK.shape, 2)),
+        ref_unembed=of_all(ref_unembed),
+        ref_bias=of_all(ref_bias),
+        logits=logits,
+        targets=targets,
+        temperature=rng.uniform(0.6, 1.7, MASK.shape),
+        mask=MASK,
+    )
+
+
+def words_last(rng):
+    """The same, its unembeddings the other way round."""
+    batch = words(rng)
+    turned = {k: batch[k].swapaxes(-1, -2) for k in ("unembed", "ref_unembed")}
+    return batch | turned
+
+
 def normals(rng):
     """States with two action dimensions each; few, as an entropy is an integral."""
     mask = MASK[:, :3]
@@ -167,6 +197,7 @@ class Case:
       rowed: its rows have a meaning: none may go, and there are no further axes.
       differentiated: the part of its output that has gradients.
       slope: the oracle whose derivative is the gradient, if not its own.
+      products: its gradient is made of products of matrices in the inputs' dtype.
       note: tells two rows of a function apart.
     """
 
@@ -183,6 +214,7 @@ class Case:
     rowed: bool = False
     differentiated: Callable = lambda out: out
     slope: Callable | None = None
+    products: bool = False
     note: str = ""
 
     def __str__(self):
@@ -286,6 +318,8 @@ def jitted_gradient(case):
     return jax.jit(gradient(case))
 
 
+BLOCKS = dict(vocab_block=5, token_block=4)  # neither divides its axis
+WORDS = dict(grads="hidden unembed bias", shared="unembed bias", products=True)
 OVER_TIME = dict(axis=-1, keepdims=True)
 CLIP = dict(clip_eps=0.15, clip_eps_high=0.35)
 GAE = "rewards values discounts"
@@ -694,6 +728,45 @@ CASES = [
     Case(jaxppo.tanh_normal, **NORMAL, constants="pre_tanh_actions"),
     Case(jaxppo.categorical_kl, "logits ref_logits", batch=two_policies),
     Case(jaxppo.normal_kl, "mean log_std ref_mean ref_log_std", batch=normals),
+    # heads of language models
+    Case(
+        jaxppo.token_log_probs,
+        **WORDS,
+        constants="targets temperature",
+        hyper=dict(softcap=5.0),
+        static=BLOCKS | dict(mode="recompute", cache_bytes=2**20),
+        batch=words,
+    ),
+    Case(
+        jaxppo.token_log_probs,
+        **WORDS,
+        constants="targets temperature",
+        static=BLOCKS | dict(mode="cached", vocab_last=True),
+        batch=words_last,
+        note="cached",
+    ),
+    Case(
+        jaxppo.token_log_probs,
+        **WORDS,
+        constants="targets temperature",
+        hyper=dict(softcap=5.0),
+        static=dict(mode="reference"),
+        batch=words,
+        note="reference",
+    ),
+    Case(
+        jaxppo.head_kl,
+        "hidden unembed bias",
+        "ref_hidden ref_unembed ref_bias temperature",
+        hyper=dict(softcap=5.0),
+        static=BLOCKS | dict(vocab_last=True),
+        batch=words_last,
+        shared="unembed bias ref_unembed ref_bias",
+        products=True,
+    ),
+    Case(jaxppo.linear_policy_loss),  # test_head.py
+    Case(jaxppo.head_plan),  # test_head.py
+    Case(jaxppo.selective_log_softmax, "logits", "targets temperature", batch=words),
     # metrics
     Case(jaxppo.clip_fraction, "", "log_ratio", hyper=CLIP),
     Case(

@@ -761,6 +761,75 @@ def categorical(logits, actions, mask):
     return log_probs, entropy
 
 
+def head_logits(hidden, unembed, bias, temperature, softcap):
+    """Of every token: its distribution's logits, in Python's numbers."""
+    for at in np.ndindex(hidden.shape[:-1]):
+        zs = [math.fsum(hidden[at] * word) for word in unembed]
+        if bias is not None:
+            zs = [z + b for z, b in zip(zs, bias, strict=True)]
+        if softcap is not None:
+            zs = [softcap * math.tanh(z / softcap) for z in zs]
+        yield at, [z / temperature[at] for z in zs]
+
+
+def logs(zs):
+    top = max(zs)
+    total = top + math.log(math.fsum(math.exp(z - top) for z in zs))
+    return total, [z - total for z in zs]
+
+
+def token_log_probs(
+    hidden, unembed, targets, mask, temperature, bias=None, softcap=None, **_
+):
+    unembed = unembed if unembed.shape[1] == hidden.shape[-1] else unembed.T
+    out = np.zeros((3, *targets.shape))
+    for at, zs in head_logits(hidden, unembed, bias, temperature, softcap):
+        if mask[at] and 0 <= targets[at] < len(zs):
+            total, log_p = logs(zs)
+            entropy = -math.fsum(math.exp(x) * x for x in log_p if x > -math.inf)
+            out[(slice(None), *at)] = log_p[targets[at]], entropy, total
+    return tuple(out)
+
+
+def head_kl(
+    hidden,
+    unembed,
+    ref_hidden,
+    ref_unembed,
+    mask,
+    temperature,
+    bias=None,
+    ref_bias=None,
+    softcap=None,
+    **_,
+):
+    turned = unembed.shape[1] != hidden.shape[-1]
+    unembed, ref_unembed = (w.T if turned else w for w in (unembed, ref_unembed))
+    refs = head_logits(ref_hidden, ref_unembed, ref_bias, temperature, softcap)
+    own = head_logits(hidden, unembed, bias, temperature, softcap)
+    out = np.zeros((2, *mask.shape))
+    for (at, zs), (_, ref_zs) in zip(own, refs, strict=True):
+        if mask[at]:
+            p, q = logs(zs)[1], logs(ref_zs)[1]
+            kl = lambda p, q: math.fsum(
+                math.exp(a) * (a - b)
+                for a, b in zip(p, q, strict=True)
+                if a > -math.inf
+            )
+            out[(slice(None), *at)] = kl(p, q), kl(q, p)
+    return tuple(out)
+
+
+def selective_log_softmax(logits, targets, mask, temperature):
+    out = np.zeros((2, *targets.shape))
+    for at in np.ndindex(targets.shape):
+        if mask[at] and 0 <= targets[at] < logits.shape[-1]:
+            _, log_p = logs([z / temperature[at] for z in logits[at]])
+            entropy = -math.fsum(math.exp(x) * x for x in log_p if x > -math.inf)
+            out[(slice(None), *at)] = log_p[targets[at]], entropy
+    return tuple(out)
+
+
 def categorical_kl(logits, ref_logits, mask):
     out = np.zeros(mask.shape)
     for row in zip(*np.nonzero(mask), strict=True):

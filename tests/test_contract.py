@@ -67,6 +67,7 @@ def test_every_public_function_has_a_row():
 def test_every_parameter_is_in_a_row(name):
     rows = [case for case in ARRAYS if case.fn.__name__ == name]
     given = {"mask"}.union(*([*c.inputs(), *c.hyper, *c.static] for c in rows))
+    given |= {"vocab_axis", "token_spec"}  # test_head_sharding.py
     assert not rows or given >= set(inspect.signature(PUBLIC[name]).parameters)
 
 
@@ -245,9 +246,10 @@ def test_half_precision_comes_up(case):
     for name, grad in jitted_gradient(case)(**inputs).items():
         assert grad.dtype == jnp.bfloat16
         rounded = jitted_gradient(case)(**exact)[name].astype(jnp.bfloat16)
-        np.testing.assert_allclose(
-            np.float32(grad), np.float32(rounded), rtol=2**-7, atol=1e-6
-        )
+        grad, rounded = np.float32(grad), np.float32(rounded)
+        # What goes into a product is rounded, too: an error of the sum's size.
+        atol = 2**-7 * np.max(np.abs(rounded)) if case.products else 1e-6
+        np.testing.assert_allclose(grad, rounded, rtol=2**-7, atol=atol)
 
 
 @each_case

@@ -268,6 +268,8 @@ RANGES = {
         fraction="(0, 1]", low="[-inf, inf]", high="[-inf, inf]"
     ),
     jaxppo.kl_cov_mask: dict(fraction="(0, 1]"),
+    jaxppo.token_log_probs: dict(softcap="(0, inf)"),
+    jaxppo.head_kl: dict(softcap="(0, inf)"),
     jaxppo.bounded_value: dict(clip_eps="(0, inf]"),
     jaxppo.huber_value: dict(delta="(0, inf)"),
     jaxppo.hl_gauss: dict(sigma="(0, inf)"),
