@@ -20,6 +20,13 @@ TOOLS = {
     "lint": ["ruff format --check", "ruff check", "pyrefly check"],
     "fix": ["ruff check --fix", "ruff format"],
 }
+TESTS = {
+    "test": [],
+    "test-floor": [],
+    "test-compiled": ["tests/compiled", "-rs"],
+    "test-live": ["tests/parity", "-rs"],
+}
+MORE = {"compiled": "tests/compiled/*.txt", "live": "tests/parity/live/*.txt"}
 HELP = """\
 usage: python3 run.py COMMAND [ARGUMENT ...]
 
@@ -29,6 +36,8 @@ examples (each has its own --help):
 for work on jaxppo itself:
   test          run the tests; arguments go to pytest: test -k kl -x
   test-floor    the same on the oldest versions we support (constraints/floor.txt)
+  test-compiled measure the memory that a GPU and a TPU would need, by their compilers
+                (350 MB; neither has to be there)
   test-live     compare the recipes with verl, TRL, ... themselves, on fresh inputs;
                 installs torch and them (Python 3.11, 3 GB)
   lint          check formatting, style and types
@@ -42,11 +51,10 @@ def main(command: str = "help", *args: str) -> None:
     """Run one command, and exit with its exit code."""
     if command in EXAMPLES:
         become(environment("examples"), str(EXAMPLES[command]), *args)
-    elif command in ("test", "test-floor", "test-live"):
+    elif command in TESTS:
         python = environment("tests", command.partition("-")[2])
         os.chdir(ROOT)
-        which = ["tests/parity", "-rs"] if command == "test-live" else []
-        become(python, "-m", "pytest", *which, *args)
+        become(python, "-m", "pytest", *TESTS[command], *args)
     elif command in TOOLS:
         tools = [[environment("lint"), "-m", *tool.split()] for tool in TOOLS[command]]
         sys.exit(any([subprocess.call(tool, cwd=ROOT) for tool in tools]))  # all run
@@ -67,7 +75,7 @@ def environment(extra: str, kind: str = "") -> str:
     home = place(f".venv-{kind}" if kind else ".venv")
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     pins = [ROOT / "constraints" / "floor.txt"] if kind == "floor" else []
-    more = sorted(ROOT.glob("tests/parity/live/*.txt")) if kind == "live" else []
+    more = sorted(ROOT.glob(MORE[kind])) if kind in MORE else []
     files = [f.read_text("utf-8") for f in [ROOT / "pyproject.toml", *pins, *more]]
     made_of = "\0".join([sys.version, str(ROOT), *files])
     key = hashlib.sha256(made_of.encode()).hexdigest()

@@ -208,9 +208,9 @@ def _streamed_bwd(setup, saved, cotangents):
         count=None if order is None else order.count,
         kept=kept,
     )
+    dh = dh.astype(head.hidden.dtype)
     if order is not None:
         dh = jnp.where(valid[:, None], dh[order.place], 0)
-    dh = dh.astype(head.hidden.dtype)
     db = None if db is None else db.astype(head.bias.dtype)
     none = dict(softcap=None, inv_temperature=None, live=None)
     grads = dataclasses.replace(head, hidden=dh, unembed=dw, bias=db, **none)

@@ -20,7 +20,7 @@ def selective_log_softmax(
     *,
     temperature: Float[Array, "*#b"] | Scalar = 1.0,
 ) -> tuple[Rows, Rows]:
-    """Log-prob of each target and entropy of each row, and no second array of logits.
+    """Log-prob of each target and entropy of each row, the logits saved but once.
 
     log softmax(logits / T)[target], and H = -sum of p log p. A logit of -inf has
     probability 0 and adds nothing. Computed in float32 whatever the logits are in;
