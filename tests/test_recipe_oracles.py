@@ -32,7 +32,7 @@ from jaxppo.recipes import (
 )
 
 RNG = np.random.default_rng(7)
-N, T, GROUP = 6, 7, 3
+N, T, GROUP = 9, 7, 3
 MASK = np.array(
     [
         [1, 1, 1, 1, 1, 1, 1],
@@ -41,6 +41,9 @@ MASK = np.array(
         [0, 1, 1, 1, 0, 1, 1],
         [0, 0, 0, 0, 0, 0, 0],
         [0, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 1, 0, 0],
+        [1, 0, 0, 1, 1, 1, 0],
+        [1, 1, 0, 0, 0, 0, 0],
     ]
 ).astype(bool)
 
@@ -50,7 +53,7 @@ def drawn():
     old = -RNG.gamma(1.0, 0.8, (N, T)) - 0.4
     rows = RNG.normal(0, 0.25, (N, 1))  # whole answers may have moved, too
     values = normal(0, 1)
-    rewards = np.array([1.0, 0.0, 2.5, -0.5, 1.5, 14.0])
+    rewards = np.array([1.0, 0.0, 2.5, -0.5, 1.5, 14.0, 0.3, 2.0, -1.2])
     several = RNG.normal(1, 1, (N, 2))
     several[2, 0] = several[4] = np.nan
     missing = rewards.copy()
@@ -61,7 +64,7 @@ def drawn():
         rollout=np.minimum(old + normal(0, 0.4) + RNG.normal(0, 0.3, (N, 1)), -0.01),
         ref=np.minimum(old + normal(0, 0.6), -0.01),
         adv=normal(0.2, 1),
-        scores=np.array([1.0, 0.0, 0.5, -1.0, 2.0, 0.0])[:, None],
+        scores=np.array([1.0, 0.0, 0.5, -1.0, 2.0, 0.0, 1.0, -0.5, 0.0])[:, None],
         weights=RNG.uniform(0.3, 1.7, (N, T)),
         values=values,
         old_values=values + normal(0, 0.4),
@@ -69,18 +72,18 @@ def drawn():
         rewards=rewards,
         missing=missing,  # a reward that no function could give
         several=several,
-        positive=np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+        positive=np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]),
         token_rewards=normal(0, 1),
         kl=normal(0, 0.5),
         x=normal(0.3, 2),
-        lengths=np.array([5.0, 9.0, 3.0, 4.0, 0.0, 8.0]),
-        turns=np.array([1.0, 4.0, 2.0, 1.0, 3.0, 1.0]),
+        lengths=np.array([5.0, 9.0, 3.0, 4.0, 0.0, 8.0, 6.0, 2.0, 7.0]),
+        turns=np.array([1.0, 4.0, 2.0, 1.0, 3.0, 1.0, 0.0, 0.0, 0.0]),
     )
 
 
 A = drawn()
 B = SimpleNamespace(**A)
-IDS = np.array([0, 0, 0, 1, 1, 2])  # groups of three, of two and of one
+IDS = np.array([0, 0, 0, 0, 1, 1, 2, 3, 3])  # one group has one member
 TOKENS = [(i, t) for i in range(N) for t in range(T) if MASK[i, t]]
 ROWS = [[(j, t) for j, t in TOKENS if j == i] for i in range(N)]
 DRIFT = B.old - B.rollout
@@ -208,7 +211,10 @@ def squared_errors(v, eps):
 # --- groups ---
 
 
-def grouped(f, ids=np.arange(N) // GROUP, x=B.rewards):
+THREES = np.arange(N) // GROUP
+
+
+def grouped(f, ids=THREES, x=B.rewards):
     """f of the members of each group, in their places."""
     out = np.zeros(N)
     for g in set(ids.tolist()):
@@ -290,17 +296,15 @@ def roll_ppo_sequence(logp):
     x = of_rows(drift)
 
     def loss(i, t):
-        return B.weights[i, t] * clipped(
-            math.exp(x[i, t]), B.adv[i, t], 0.15, 0.1, 1.3
-        )
+        return B.weights[i, t] * clipped(math.exp(x[i, t]), B.adv[i, t], 0.3, 0.4, 1.25)
 
     r = np.exp(x)
     return roll_logged(loss, x, by_some_row, drift) | {
-        "actor/ppo_ratio_low_clipfrac": mean(r < 0.85),
-        "actor/ppo_ratio_high_clipfrac": mean(r > 1.1),
-        "actor/ppo_ratio_clipfrac": mean((r < 0.85) | (r > 1.1)),
+        "actor/ppo_ratio_low_clipfrac": mean(r < 0.7),
+        "actor/ppo_ratio_high_clipfrac": mean(r > 1.4),
+        "actor/ppo_ratio_clipfrac": mean((r < 0.7) | (r > 1.4)),
         "actor/clipfrac": by_some_row(
-            lambda i, t: binds(r[i, t], B.adv[i, t], 0.15, 0.1)
+            lambda i, t: binds(r[i, t], B.adv[i, t], 0.3, 0.4)
         ),
     }
 
@@ -365,7 +369,7 @@ def roll_kimi15(logp):
 
 
 def roll_value_loss(v):
-    plain, held = squared_errors(v, 0.2)
+    plain, held = squared_errors(v, 0.3)
     loss = by_row(np.maximum(plain, held)) / 2
     return {
         "": loss,
@@ -381,12 +385,10 @@ def slime_gspo(logp):
     x = of_rows(logp - B.old)
 
     def loss(i, t):
-        return B.weights[i, t] * clipped(
-            math.exp(x[i, t]), B.adv[i, t], 0.15, 0.1, 1.3
-        )
+        return B.weights[i, t] * clipped(math.exp(x[i, t]), B.adv[i, t], 0.3, 0.4, 1.25)
 
     def clip(i, t):
-        return binds(math.exp(x[i, t]), B.adv[i, t], 0.15, 0.1)
+        return binds(math.exp(x[i, t]), B.adv[i, t], 0.3, 0.4)
 
     return {
         "": by_row(loss),
@@ -416,7 +418,7 @@ def nemo_off_policy_kl(logp):
     x, w = logp - B.ref, np.exp(logp - B.rollout)
     w = np.where(abs(x) <= 0.6, w, np.exp(B.logp - B.rollout))
     x = np.clip(x, -0.6, 0.6)
-    return fill(lambda i, t: min(w[i, t] * k3(x[i, t]), 0.15), 0.0)
+    return fill(lambda i, t: min(w[i, t] * k3(x[i, t]), 0.4), 0.0)
 
 
 def nemo_positive_nll(logp):
@@ -426,7 +428,7 @@ def nemo_positive_nll(logp):
 
 
 def nemo_value_loss(v):
-    plain, held = squared_errors(v, 0.2)
+    plain, held = squared_errors(v, 0.3)
     loss = mean(np.maximum(plain, held)) / 2
     here = [v[i, t] for i, t in TOKENS]
     return {
@@ -520,9 +522,9 @@ def critic(recipe, eps):
 
 CLIPS = dict(
     weights=weighted,
-    clip_eps=constant(0.15),
-    clip_eps_high=constant(0.1),
-    dual_clip=constant(1.3),
+    clip_eps=constant(0.3),
+    clip_eps_high=constant(0.4),
+    dual_clip=constant(1.25),
 )
 BAND = dict(clip_eps=constant(0.15), clip_eps_high=constant(0.2))
 LOSSES = {
@@ -536,14 +538,14 @@ LOSSES = {
     ),
     "nemo.off_policy_kl": Loss(
         lambda p, b: nemo.off_policy_kl(
-            p, b.rollout, b.ref, b.mask, max_abs=0.6, max_value=0.15
+            p, b.rollout, b.ref, b.mask, max_abs=0.6, max_value=0.4
         ),
         nemo_off_policy_kl,
     ),
     "nemo.positive_nll": Loss(
         lambda p, b: nemo.positive_nll(p, b.rewards, b.mask), nemo_positive_nll
     ),
-    "nemo.value_loss": Loss(critic(nemo.value_loss, 0.2), nemo_value_loss, "values"),
+    "nemo.value_loss": Loss(critic(nemo.value_loss, 0.3), nemo_value_loss, "values"),
     "prime_rl.ref_kl": Loss(
         lambda p, b: prime_rl.ref_kl(
             p, b.rollout, b.ref, b.mask, low=0.04, kl_coef=0.3
@@ -555,9 +557,7 @@ LOSSES = {
     ),
     "roll.ppo_sequence": Loss(policy(roll.ppo_sequence, **CLIPS), roll_ppo_sequence),
     "roll.vanilla": Loss(
-        policy(
-            roll.vanilla, weights=weighted, aggregate=constant(jaxppo.token_mean)
-        ),
+        policy(roll.vanilla, weights=weighted, aggregate=constant(jaxppo.token_mean)),
         roll_vanilla,
     ),
     "roll.tis": Loss(
@@ -582,7 +582,7 @@ LOSSES = {
     "roll.kimi15": Loss(
         policy(roll.kimi15, weights=weighted, tau=constant(0.3)), roll_kimi15
     ),
-    "roll.value_loss": Loss(critic(roll.value_loss, 0.2), roll_value_loss, "values"),
+    "roll.value_loss": Loss(critic(roll.value_loss, 0.3), roll_value_loss, "values"),
     "roll.unmasked_token_mean": Loss(
         lambda p, b: roll.unmasked_token_mean(p, b.mask),
         lambda x: np.sum(x) / len(TOKENS),
@@ -605,9 +605,7 @@ LOSSES = {
         lambda p, b: slime.unbiased_kl(p, b.old, b.ref, b.mask, max_value=0.3),
         slime_unbiased_kl,
     ),
-    "slime.row_mean": Loss(
-        lambda p, b: slime.row_mean(p, b.mask), slime_row_mean, "x"
-    ),
+    "slime.row_mean": Loss(lambda p, b: slime.row_mean(p, b.mask), slime_row_mean, "x"),
 }
 
 
@@ -662,9 +660,7 @@ def areal_reject_sequences_by_kl():
 def areal_clamp_sequences_by_ratio():
     geometric = np.exp(of_sequences("mean"))
     whole = np.exp(of_sequences("sum"))
-    held = np.where(
-        inside(whole, 0.8, 1.3), geometric, np.clip(geometric, 0.8, 1.3)
-    )
+    held = np.where(inside(whole, 0.8, 1.3), geometric, np.clip(geometric, 0.8, 1.3))
     return areal_metrics(fill(held, 0.0), DRIFT, held != geometric)
 
 
@@ -696,6 +692,10 @@ def rho_logged(rho, low, high, dropped_low, dropped_high):
     }
 
 
+FAR = np.zeros((N, T))
+FAR[0, 0] = 15.0  # held at 10
+
+
 def oi_sequence_rho():
     rho = np.exp(of_rows(np.clip(DRIFT, -10, 10)))
     return rho_logged(rho, 0.6, 1.3, rho < 0.6, rho > 1.3)
@@ -723,8 +723,8 @@ def skyrl_of_sequences(name, ratio, low, high):
 
 
 def skyrl_outlier():
-    over = np.array([any(ratios()[i, t] > 1.9 for i, t in row) for row in ROWS])
-    under = np.array([any(ratios()[i, t] < 0.5 for i, t in row) for row in ROWS])
+    over = np.array([any(ratios()[i, t] > 1.7 for i, t in row) for row in ROWS])
+    under = np.array([any(ratios()[i, t] < 0.6 for i, t in row) for row in ROWS])
     keep = np.repeat(~(over | under)[:, None], T, 1) & MASK
     return {"": keep} | skyrl_rejected("outlier_seq", over, under)
 
@@ -767,14 +767,14 @@ def slime_mis_weights():
 def slime_mis_mask():
     r = np.exp(of_sequences("mean"))
     return {
-        "": inside(r, 0.8, 1.2) & MASK,
-        "rs_mask_fraction_low": by_row(r < 0.8),
+        "": inside(r, 0.85, 1.2) & MASK,
+        "rs_mask_fraction_low": by_row(r < 0.85),
         "rs_mask_fraction_high": by_row(r > 1.2),
     }
 
 
 def slime_mis_veto():
-    below = (DRIFT < math.log(0.5)) & MASK
+    below = (DRIFT < math.log(0.6)) & MASK
     vetoed = np.repeat(below.any(1)[:, None], T, 1)
     return {
         "": MASK & ~vetoed,
@@ -819,7 +819,7 @@ def trl_sequence_truncate():
 
 
 def trl_sequence_mask():
-    return trl_sequence(lambda r: np.where(inside(r, 0.7, 1.4), r, 0))
+    return trl_sequence(lambda r: np.where(inside(r, *WIDE.values()), r, 0))
 
 
 def roll_is_weights():
@@ -870,7 +870,7 @@ def of_group(f, gamma=1.0):
 def openrlhf_gae():
     rewards, values = (fill(x, 0.0) for x in (B.token_rewards, B.values))
     out = gae_of_places(rewards, values, 0.97, 0.9)
-    return {"advantages": openrlhf_white(out), "returns": out + values}
+    return {"advantages": openrlhf_white(out, std=False), "returns": out + values}
 
 
 def stopped():
@@ -885,7 +885,7 @@ def scaled():
     return out
 
 
-TRUNCATED = np.array([True, False, False, True, False, True])
+TRUNCATED = np.arange(N) % 3 == 0
 
 
 def nemo_normalised(x):
@@ -894,8 +894,9 @@ def nemo_normalised(x):
 
 def nemo_gae():
     lam = [1 - 1 / max(0.4 * len(row), 1) for row in ROWS]
-    advantages = gae_of_tokens(B.token_rewards, B.values, 0.97, lam)
-    returns = gae_of_tokens(B.token_rewards, B.values, 0.97, 0.8) + B.values
+    rewards, values = SMALL * B.token_rewards, SMALL * B.values
+    advantages = gae_of_tokens(rewards, values, 0.97, lam)
+    returns = gae_of_tokens(rewards, values, 0.97, 0.8) + values
     return {"advantages": white(advantages), "returns": fill(returns)}
 
 
@@ -940,8 +941,9 @@ def trl_normalised_rloo():
     alone = B.missing.copy()
     alone[3] = np.nan  # of the second group, one is left
     out = grouped(skipping_nan(rloo), x=alone)
-    x = out[:3]
-    return np.where(np.arange(N) < 3, (out - x.mean()) / (x.std(ddof=1) + 2e-3), 0)
+    company = THREES != 1
+    x = out[company]
+    return np.where(company, (out - x.mean()) / (x.std(ddof=1) + 2e-3), 0)
 
 
 def areal_normalised(level):
@@ -949,9 +951,9 @@ def areal_normalised(level):
     out, sizes = np.zeros((N, T)), {}
     for g in range(N // GROUP):
         tokens = [(i, t) for i, t in TOKENS if i // GROUP == g]
-        values = np.array([B.adv[i, t] for i, t in tokens])
+        values = np.array([SMALL * B.adv[i, t] for i, t in tokens])
         for i, t in tokens:
-            out[i, t] = B.adv[i, t] - values.mean()
+            out[i, t] = SMALL * B.adv[i, t] - values.mean()
             sizes[i, t] = values.std(ddof=1)
     if level == "group":
         return fill(lambda i, t: out[i, t] / (sizes[i, t] + 1e-5), 0.0)
@@ -970,9 +972,9 @@ def areal_gae():
 
 def prime_length_penalised():
     out = np.zeros(N)
-    for g in (slice(0, 3), slice(3, 6)):
+    for g in (slice(0, 3), slice(3, 6), slice(6, 9)):
         r = B.rewards[g]
-        share = lambda x: x[g] / max(x[g].max(), 1)  # noqa: B023
+        share = lambda x: x[g] / max(x[g].max(), 1)
         cost = 0.4 * share(B.lengths) + 0.2 * share(B.lengths[::-1])
         cost = cost + 0.3 * share(B.turns)
         shaped = r - r.mean() * cost
@@ -992,7 +994,7 @@ def prime_rae():
     return {"0": np.array(out), "1": np.array(baselines)}
 
 
-AGENTS = np.array([0, 1, 1, 0, 1, 0])
+AGENTS = np.array([0, 1, 1, 0, 1, 0, 0, 1, 0])
 
 
 def slime_rewards():
@@ -1002,7 +1004,7 @@ def slime_rewards():
 def verl_gdpo():
     each = [B.token_rewards.sum(1), B.kl.sum(1)]
     keeping = lambda r: standard(2e-3)(r) if len(r) > 1 else r  # verl: a group of one
-    scores = [grouped(keeping, IDS, x) for x in each]
+    scores = [SMALL * grouped(keeping, IDS, x) for x in each]
     return white(np.repeat((0.7 * scores[0] + 1.2 * scores[1])[:, None], T, 1))
 
 
@@ -1064,9 +1066,8 @@ def samplers(recipe, **options):
 
 
 def shaped(recipe, **options):
-    return lambda b: recipe(
-        b.rewards, b.kl, b.mask, kl_coef=0.3, reward_clip=3.0, **options
-    )
+    options = dict(kl_coef=0.3, reward_clip=3.0) | options
+    return lambda b: recipe(b.rewards, b.kl, b.mask, **options)
 
 
 def bounds_unnamed(out):
@@ -1078,7 +1079,9 @@ def bounds_unnamed(out):
 GROUPS = dict(group_size=GROUP)
 BY_ID = dict(group_ids=jnp.asarray(IDS))
 BOUNDS = dict(low=0.7, high=1.4)
+WIDE = dict(low=0.12, high=4.0)
 COEFS = np.array([0.7, 1.2])
+SMALL, SMALLER = 1e-4, 3e-6  # where the eps of a whitening shows
 WHITE = 1e-5  # whitenings differ by an eps, or by how their sums are rounded
 VALUES = {
     "areal.reject_sequences_by_kl": (
@@ -1126,19 +1129,23 @@ VALUES = {
         areal_gae,
     ),
     "areal.batch_normalised": (
-        lambda b: areal.batch_normalised(b.adv, b.mask),
-        lambda: white(B.adv, scale=lambda var: math.sqrt(var) + 1e-5),
+        lambda b: areal.batch_normalised(SMALL * b.adv, b.mask),
+        lambda: white(SMALL * B.adv, scale=lambda var: math.sqrt(var) + 1e-5),
         WHITE,
     ),
     "areal.group_normalised": (
-        lambda b: areal.group_normalised(b.adv, b.mask, **GROUPS),
+        lambda b: areal.group_normalised(SMALL * b.adv, b.mask, **GROUPS),
         lambda: areal_normalised("group"),
         WHITE,
     ),
     "areal.group_centred": (
-        lambda b: areal.group_centred(b.adv, b.mask, **GROUPS),
+        lambda b: areal.group_centred(SMALL * b.adv, b.mask, **GROUPS),
         lambda: areal_normalised("batch"),
         WHITE,
+    ),
+    "areal.group_normalised of one": (
+        lambda b: areal.group_normalised(b.adv, b.mask, group_size=1),
+        lambda: fill((B.adv - of_rows(B.adv)) / (1 + 1e-5), 0.0),
     ),
     "areal.leave_one_out": (
         lambda b: areal.leave_one_out(b.rewards, **GROUPS),
@@ -1157,20 +1164,22 @@ VALUES = {
         lambda: grouped(standard(2e-3), IDS),
     ),
     "nemo.gdpo_advantages": (
-        lambda b: nemo.gdpo_advantages(jnp.asarray(RNG_PARTS), jnp.asarray(COEFS), **BY_ID),
+        lambda b: nemo.gdpo_advantages(
+            jnp.asarray(RNG_PARTS), jnp.asarray(COEFS), **BY_ID
+        ),
         nemo_gdpo,
         WHITE,
     ),
     "nemo.reinforce_plus_plus_advantages": (
         lambda b: nemo.reinforce_plus_plus_advantages(
-            b.rewards, b.mask, penalty=0.3 * b.kl, **BY_ID
+            SMALL * b.rewards, b.mask, penalty=SMALL * b.kl, **BY_ID
         ),
-        lambda: nemo_normalised(grouped(centred, IDS)[:, None] - 0.3 * B.kl),
+        lambda: nemo_normalised(SMALL * (grouped(centred, IDS)[:, None] - B.kl)),
         WHITE,
     ),
     "nemo.raw_reward_advantages": (
-        lambda b: nemo.raw_reward_advantages(b.rewards, b.mask),
-        lambda: nemo_normalised(np.repeat(B.rewards[:, None], T, 1)),
+        lambda b: nemo.raw_reward_advantages(SMALLER * b.rewards, b.mask),
+        lambda: nemo_normalised(SMALLER * np.repeat(B.rewards[:, None], T, 1)),
         WHITE,
     ),
     "nemo.token_rewards": (
@@ -1179,8 +1188,8 @@ VALUES = {
     ),
     "nemo.gae": (
         lambda b: nemo.gae(
-            b.token_rewards,
-            b.values,
+            SMALL * b.token_rewards,
+            SMALL * b.values,
             b.mask,
             gamma=0.97,
             lambda_=jaxppo.length_adaptive_lambda(b.mask, alpha=0.4),
@@ -1204,6 +1213,18 @@ VALUES = {
             b.old, b.rollout, b.adv, b.mask, floor=0.7, cap=1.2, low=0.3, high=0.5
         ),
         oi_divergence_rho,
+    ),
+    "open_instruct.sequence_rho_weights far off": (
+        lambda b: open_instruct.sequence_rho_weights(
+            b.old.at[0, 0].add(15.0), b.rollout, b.mask, cap=30.0, high=30.0
+        )[0],
+        lambda: fill(np.exp(of_rows(np.clip(DRIFT + FAR, -10, 10))), 0.0),
+    ),
+    "open_instruct.divergence_rho_weights far off": (
+        lambda b: open_instruct.divergence_rho_weights(
+            b.old.at[0, 0].add(15.0), b.rollout, b.adv, b.mask, high=5e3
+        )[0],
+        lambda: fill(np.clip(np.exp(DRIFT + FAR), 0, 2), 0.0),
     ),
     "open_instruct.centered_advantages": (
         lambda b: open_instruct.centered_advantages(b.rewards, **GROUPS),
@@ -1230,14 +1251,24 @@ VALUES = {
     ),
     "openrlhf.gae": (
         lambda b: openrlhf.gae(
-            b.token_rewards, b.values, b.mask, gamma=0.97, lambda_=0.9
+            b.token_rewards,
+            b.values,
+            b.mask,
+            gamma=0.97,
+            lambda_=0.9,
+            scale_by_std=False,
         ),
         openrlhf_gae,
         WHITE,
     ),
     "openrlhf.whiten": (
-        lambda b: openrlhf.whiten(b.adv, b.mask, scale_by_std=False),
-        lambda: openrlhf_white(B.adv, std=False),
+        lambda b: openrlhf.whiten(SMALLER * b.adv, b.mask),
+        lambda: openrlhf_white(SMALLER * B.adv),
+        WHITE,
+    ),
+    "openrlhf.whiten of more": (
+        lambda b: openrlhf.whiten(b.adv, b.mask),
+        lambda: openrlhf_white(B.adv),
         WHITE,
     ),
     "openrlhf.cumulative_returns": (
@@ -1245,13 +1276,13 @@ VALUES = {
         lambda: to_come(fill(B.token_rewards, 0.0), 0.9),
     ),
     "openrlhf.reinforce_advantages": (
-        shaped(openrlhf.reinforce_advantages, gamma=0.9),
-        lambda: openrlhf_white(to_come(openrlhf_rewards(B.rewards), 0.9)),
+        shaped(openrlhf.reinforce_advantages, gamma=0.9, scale_by_std=False),
+        lambda: openrlhf_white(to_come(openrlhf_rewards(B.rewards), 0.9), std=False),
         WHITE,
     ),
     "openrlhf.reinforce_baseline_advantages": (
-        shaped(openrlhf.reinforce_baseline_advantages, **GROUPS),
-        lambda: openrlhf_white(of_group(centred)),
+        shaped(openrlhf.reinforce_baseline_advantages, scale_by_std=False, **GROUPS),
+        lambda: openrlhf_white(of_group(centred), std=False),
         WHITE,
     ),
     "openrlhf.dr_grpo_advantages": (
@@ -1259,8 +1290,8 @@ VALUES = {
         lambda: of_group(centred),
     ),
     "openrlhf.group_norm_advantages": (
-        shaped(openrlhf.group_norm_advantages, **GROUPS),
-        lambda: of_group(standard(1e-9)),
+        shaped(openrlhf.group_norm_advantages, reward_clip=0.8, **GROUPS),
+        lambda: of_group(lambda r: np.clip(standard(1e-9)(r), -0.8, 0.8)),
     ),
     "openrlhf.rloo_advantages": (
         shaped(openrlhf.rloo_advantages, **GROUPS),
@@ -1336,8 +1367,8 @@ VALUES = {
         lambda: grouped(standard(1e-6)),
     ),
     "roll.masked_whiten": (
-        lambda b: roll.masked_whiten(b.adv, b.mask),
-        lambda: white(B.adv),
+        lambda b: roll.masked_whiten(SMALL * b.adv, b.mask),
+        lambda: white(SMALL * B.adv),
         WHITE,
     ),
     "skyrl.token_weights": (
@@ -1362,13 +1393,13 @@ VALUES = {
         },
     ),
     "skyrl.outlier_mask": (
-        samplers(skyrl.outlier_mask, low=0.5, high=1.9),
+        samplers(skyrl.outlier_mask, low=0.6, high=1.7),
         skyrl_outlier,
     ),
     "skyrl.sequence_mask": (
-        samplers(skyrl.sequence_mask, low=0.9, high=1.2),
+        samplers(skyrl.sequence_mask, low=0.85, high=1.45),
         lambda: skyrl_of_sequences(
-            "geo_sequence_mask", np.exp(row_means(DRIFT)), 0.9, 1.2
+            "geo_sequence_mask", np.exp(row_means(DRIFT)), 0.85, 1.45
         ),
     ),
     "skyrl.trajectory_mask": (
@@ -1404,12 +1435,10 @@ VALUES = {
         slime_mis_weights,
     ),
     "slime.mis_mask": (
-        samplers(
-            slime.mis_mask, level=jaxppo.sequence_log_ratio, low=0.8, high=1.2
-        ),
+        samplers(slime.mis_mask, level=jaxppo.sequence_log_ratio, low=0.85, high=1.2),
         slime_mis_mask,
     ),
-    "slime.mis_veto": (samplers(slime.mis_veto, threshold=0.5), slime_mis_veto),
+    "slime.mis_veto": (samplers(slime.mis_veto, threshold=0.6), slime_mis_veto),
     "slime.group_advantages": (
         lambda b: slime.group_advantages(b.rewards, **GROUPS),
         lambda: grouped(standard(1e-6)),
@@ -1433,8 +1462,8 @@ VALUES = {
         lambda: fill(grouped(centred)[:, None] - B.kl, 0.0),
     ),
     "slime.whitened": (
-        lambda b: slime.whitened(b.adv, b.mask),
-        lambda: white(B.adv),
+        lambda b: slime.whitened(SMALL * b.adv, b.mask),
+        lambda: white(SMALL * B.adv),
         WHITE,
     ),
     "trl.token_mask": (
@@ -1446,11 +1475,13 @@ VALUES = {
         trl_sequence_truncate,
     ),
     "trl.sequence_mask": (
-        lambda b: trl.sequence_mask(b.old, jnp.asarray(UNKNOWN), b.mask, **BOUNDS),
+        lambda b: trl.sequence_mask(b.old, jnp.asarray(UNKNOWN), b.mask, **WIDE),
         trl_sequence_mask,
     ),
     "trl.summed_rewards": (
-        lambda b: jnp.nan_to_num(trl.summed_rewards(b.several, jnp.asarray(COEFS)), nan=99.0),
+        lambda b: jnp.nan_to_num(
+            trl.summed_rewards(b.several, jnp.asarray(COEFS)), nan=99.0
+        ),
         lambda: np.nan_to_num(trl_summed(), nan=99.0),
     ),
     "trl.group_advantages": (
@@ -1497,6 +1528,10 @@ VALUES = {
         lambda b: verl.batch_normalised(b.weights, b.mask),
         lambda: verl_normalised(B.weights, mean(B.weights)),
     ),
+    "verl.batch_normalised of nothing": (
+        lambda b: verl.batch_normalised(0 * b.weights, b.mask),
+        lambda: verl_normalised(0 * B.weights, 1.0),
+    ),
     "verl.batch_normalised_sequences": (
         lambda b: verl.batch_normalised_sequences(b.weights, b.mask),
         lambda: verl_normalised(B.weights, by_some_row(B.weights)),
@@ -1505,7 +1540,7 @@ VALUES = {
         lambda b: verl.gdpo(
             jnp.stack([b.token_rewards, b.kl]),
             b.mask,
-            weights=jnp.asarray(COEFS),
+            weights=SMALL * jnp.asarray(COEFS),
             eps=2e-3,
             **BY_ID,
         ),
@@ -1545,8 +1580,11 @@ def number(x):
 
 
 def numbers(out):
-    named = parts(out).items()
-    return {k: jnp.asarray(number(x), jnp.float64) for k, x in named}
+    named = parts(out)
+    for k, x in named.items():  # of several batches, they merge as what they are
+        assert not isinstance(x, jaxppo.Max) or "max" in k
+        assert not isinstance(x, jaxppo.Min) or "min" in k
+    return {k: jnp.asarray(number(x), jnp.float64) for k, x in named.items()}
 
 
 def batch(arrays):
@@ -1611,3 +1649,38 @@ def test_a_value_is_its_formula(name, x64):
     run = jax.jit(lambda arrays: numbers(recipe(batch(arrays))))
     got = run({k: jnp.asarray(x) for k, x in A.items()})
     agree(got, parts(formula()), *(tolerance or [1e-9]))
+
+
+CONSTANT = [
+    "areal.clamp_sequences_by_ratio",
+    "areal.loglinear_log_probs",
+    "areal.reject_sequences_by_kl",
+    "nemo.distillation_advantages",
+    "open_instruct.divergence_rho_weights",
+    "open_instruct.sequence_rho_weights",
+    "roll.is_weights",
+    "roll.probability_difference",
+    "skyrl.sequence_weights",
+    "skyrl.token_weights",
+    "slime.icepop",
+    "slime.mis_weights",
+    "slime.tis",
+    "trl.sequence_mask",
+    "trl.sequence_truncate",
+    "trl.token_mask",
+    "verl.batch_normalised",
+    "verl.batch_normalised_sequences",
+    "verl.kl_in_reward",
+]
+
+
+@pytest.mark.parametrize("name", CONSTANT)
+def test_what_weighs_is_not_differentiated(name, x64):
+    arrays = {k: jnp.asarray(x) for k, x in A.items()}
+
+    def value(moving):
+        return scalar(numbers(VALUES[name][0](batch(arrays | moving)))[""])
+
+    moving = {k: arrays[k] for k in ("logp", "old", "kl", "weights")}
+    grads = jax.jit(jax.grad(lambda moving: jnp.sum(value(moving))))(moving)
+    assert not any(jnp.any(x != 0) for x in grads.values())

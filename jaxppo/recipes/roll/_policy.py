@@ -20,7 +20,7 @@ def ppo(
     *,
     weights: jax.Array | None = None,
     clip_eps: ScalarLike = 0.2,
-    clip_eps_high: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
     dual_clip: ScalarLike = math.inf,
     aggregate: jaxppo.Aggregator = jaxppo.sequence_mean,
 ) -> Loss:
@@ -30,6 +30,7 @@ def ppo(
     has no number of its own, and is 1 + 2 clip_eps where it is on (1.4, against 3 in
     other systems). `weights` are from `is_weights`.
     """
+    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     loss = jaxppo.clipped_surrogate(
         x,
@@ -50,7 +51,7 @@ def ppo_sequence(
     *,
     weights: jax.Array | None = None,
     clip_eps: ScalarLike = 0.2,
-    clip_eps_high: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
     dual_clip: ScalarLike = math.inf,
     aggregate: jaxppo.Aggregator = jaxppo.sequence_mean,
 ) -> Loss:
@@ -59,6 +60,7 @@ def ppo_sequence(
     ROLL 8eb27cc2, rlvr/actor_worker.py with `importance_sampling="seq"`. The widths
     remain PPO's: GSPO's paper has 3e-4 and 4e-4. Its two KLs are those of tokens.
     """
+    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.sequence_log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     drift = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     loss = jaxppo.clipped_surrogate(
@@ -79,7 +81,7 @@ def ppo_token_mean(
     mask: jax.Array,
     *,
     clip_eps: ScalarLike = 0.2,
-    clip_eps_high: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
     dual_clip: ScalarLike = math.inf,
 ) -> Loss:
     """`ppo` as ROLL's "token-mean" has it: the sum over *all* places / tokens.
@@ -89,6 +91,7 @@ def ppo_token_mean(
     advantage is not 0; what is NaN there is NaN in the loss. Use
     `ppo(..., aggregate=jaxppo.token_mean)` instead.
     """
+    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.log_ratio(log_probs, old_log_probs, max_abs=math.inf)
     loss = jaxppo.clipped_surrogate(
         x,
