@@ -1001,10 +1001,15 @@ def slime_rewards():
     return fill(last_tokens(B.rewards) - B.kl, 0.0)
 
 
+def keeping(x):
+    """GRPO's; a group of one has a mean of 0 and a deviation of 1."""
+    alone = lambda r: standard(2e-3)(r) if len(r) > 1 else r / (1 + 2e-3)
+    return grouped(alone, IDS, x)
+
+
 def verl_gdpo():
     each = [B.token_rewards.sum(1), B.kl.sum(1)]
-    keeping = lambda r: standard(2e-3)(r) if len(r) > 1 else r  # verl: a group of one
-    scores = [SMALL * grouped(keeping, IDS, x) for x in each]
+    scores = [SMALL * keeping(x) for x in each]
     return white(np.repeat((0.7 * scores[0] + 1.2 * scores[1])[:, None], T, 1))
 
 
@@ -1370,6 +1375,10 @@ VALUES = {
         lambda b: roll.masked_whiten(SMALL * b.adv, b.mask),
         lambda: white(SMALL * B.adv),
         WHITE,
+    ),
+    "skyrl.grpo_advantages": (
+        lambda b: skyrl.grpo_advantages(b.token_rewards, b.mask, eps=2e-3, **BY_ID),
+        lambda: keeping(row_sums(B.token_rewards))[:, None],
     ),
     "skyrl.token_weights": (
         samplers(skyrl.token_weights, cap=1.3),

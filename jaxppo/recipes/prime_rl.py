@@ -143,7 +143,7 @@ def length_penalised_advantages(
 
     def cost(coef: ScalarLike, lengths: jax.Array) -> jax.Array:
         size = lengths.reshape(groups.shape).astype(groups.dtype)
-        return coef * size / jnp.maximum(jnp.max(size, -1, keepdims=True), 1)
+        return size * coef / jnp.maximum(jnp.max(size, -1, keepdims=True), 1)
 
     share = cost(output_coef, output_tokens) + cost(input_coef, input_tokens)
     share = share + cost(turns_coef, turns)

@@ -171,7 +171,7 @@ def topr(
     plain = jaxppo.policy_gradient(log_probs, advantages, mask)
     rising = good * plain
     falling = (1 - good) * jaxppo.truncated_weights(x, cap=1.0) * plain
-    loss = positive_coef * rising + negative_coef * falling
+    loss = rising * positive_coef + falling * negative_coef
     positive, negative = aggregate(rising, mask), aggregate(falling, mask)
     metrics: dict[str, jaxppo.Metric] = {
         "actor/topr_positive_loss": positive,
