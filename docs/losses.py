@@ -119,6 +119,12 @@ PULL = """\
 ratios {ratios}, for A = +1 / A = -1, at the defaults shown: where it is 0, the term
 has let go of the token. (pi_old is 0.3.)
 """
+SYSTEMS = """\
+`jaxppo.recipes.verl.vanilla(...)`: what that version of the system computes, where its
+docstring says nothing else; what is masked has no say. More than half are
+compared with values the systems gave (`tests/parity/`), the others with formulas
+written out from their code (`tests/test_recipe_oracles.py`, `test_control_parity.py`).
+"""
 RATIOS = (0.5, 0.9, 1.0, 1.1, 2.0)
 
 
@@ -271,7 +277,7 @@ def page() -> str:
     ]
     out += recipe_table(functions(recipes, "jaxppo.recipes._methods"))
     out += ["\n## Systems\n"]
-    out += ["`jaxppo.recipes.verl.vanilla(...)`: what that system computes, exactly.\n"]
+    out += [SYSTEMS]
     for system, module in systems().items():
         out += [f"\n### {system}\n", " ".join(paragraphs(module)), ""]
         out += recipe_table(functions(module, "jaxppo.recipes"))

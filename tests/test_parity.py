@@ -47,6 +47,11 @@ def test_value_gradient_and_metrics(name):
     compare(name, OUTPUTS[name], B)
 
 
+def test_every_entry_of_a_table_has_a_value():
+    recorded = read(HERE / "data/reference_values.json")["outputs"]
+    assert {*LOSSES, *VALUES} == recorded.keys()
+
+
 def test_how_many_are_reproduced(capsys):
     missing = {}
     for name, expected in OUTPUTS.items():

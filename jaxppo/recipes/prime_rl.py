@@ -124,21 +124,30 @@ def grpo_advantages(rewards: jax.Array, *, group_size: int) -> jax.Array:
 
 def length_penalised_advantages(
     rewards: jax.Array,
-    lengths: jax.Array,
+    output_tokens: jax.Array,
+    input_tokens: jax.Array,
+    turns: jax.Array,
     *,
     group_size: int,
-    penalty: ScalarLike = 0.25,
+    output_coef: ScalarLike = 0.25,
+    input_coef: ScalarLike = 0.1,
+    turns_coef: ScalarLike = 0.1,
 ) -> jax.Array:
-    """GRPO's of r - penalty mean(r) length / (longest of the group).
+    """GRPO's of r - mean(r) (sum of coef length / longest of the group).
 
     prime-rl 559b4477, algo/grpo.py with `length_penalty`: the lengths are numbers of
-    output tokens, input tokens or turns, or a weighted sum of the three shares. The
-    better the group, the more a long answer costs.
+    output tokens, of all other tokens and of turns. The better the group, the more a
+    long answer costs.
     """
     groups = rewards.reshape(-1, group_size)
-    size = lengths.reshape(groups.shape).astype(groups.dtype)
-    share = size / jnp.maximum(jnp.max(size, -1, keepdims=True), 1)
-    shaped = groups - penalty * jnp.mean(groups, -1, keepdims=True) * share
+
+    def cost(coef: ScalarLike, lengths: jax.Array) -> jax.Array:
+        size = lengths.reshape(groups.shape).astype(groups.dtype)
+        return size * coef / jnp.maximum(jnp.max(size, -1, keepdims=True), 1)
+
+    share = cost(output_coef, output_tokens) + cost(input_coef, input_tokens)
+    share = share + cost(turns_coef, turns)
+    shaped = groups - jnp.mean(groups, -1, keepdims=True) * share
     return grpo_advantages(shaped.reshape(rewards.shape), group_size=group_size)
 
 

@@ -22,7 +22,7 @@ def ppo(
     mask: jax.Array,
     *,
     clip_eps: ScalarLike = 0.2,
-    clip_eps_high: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
     dual_clip: ScalarLike = math.inf,
 ) -> tuple[jaxppo.Mean, dict[str, jaxppo.Metric]]:
     """PPO's clip, always a mean over tokens.
@@ -31,6 +31,7 @@ def ppo(
     default. No guard on the log-ratio: use `jaxppo.log_ratio` with its bound. Its
     entropy bonus, off by default, is `- entropy_coef * token_mean(entropy, mask)`.
     """
+    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     loss = jaxppo.clipped_surrogate(
         x,
@@ -55,7 +56,7 @@ def grpo(
     *,
     ref_log_probs: jax.Array | None = None,
     clip_eps: ScalarLike = 0.2,
-    clip_eps_high: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
     dual_clip: ScalarLike = math.inf,
     kl_coef: ScalarLike = 0.04,
     kl: Callable[[jax.Array], jax.Array] = jaxppo.kl_k1,
@@ -69,6 +70,7 @@ def grpo(
     k1, whose gradient is 0 in expectation, so that the penalty only adds noise. Use
     `kl=jaxppo.unbiased_gradient_kl` instead.
     """
+    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.log_ratio(log_probs, old_log_probs, mask)
     drift = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     loss, metrics = _clipped(
@@ -89,7 +91,7 @@ def gspo_token(
     mask: jax.Array,
     *,
     clip_eps: ScalarLike = 0.2,
-    clip_eps_high: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
     dual_clip: ScalarLike = math.inf,
     aggregate: jaxppo.Aggregator = jaxppo.sequence_mean,
 ) -> tuple[jaxppo.Mean, dict[str, jaxppo.Metric]]:
@@ -99,6 +101,7 @@ def gspo_token(
     is held within 20 nats before the mean, but keeps its gradient there; the mean is
     held below 10. The default widths are PPO's: GSPO's paper has 3e-4 and 4e-4.
     """
+    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     mean = jaxppo.sequence_log_ratio(log_probs, old_log_probs, mask)
     own = jaxppo.log_ratio(log_probs, log_probs, mask)  # 0, but for its gradient
     x = jnp.minimum(jax.lax.stop_gradient(mean) + own, 10)

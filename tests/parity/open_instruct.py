@@ -37,9 +37,13 @@ LOSSES = {
 
 VALUES = {}
 
-UNREFERENCED = {
-    "sequence_rho_weights": "no value recorded",
-    "divergence_rho_weights": "no value recorded",
-    "centered_advantages": "no value recorded: inline in its data loader",
-    "standard_advantages": "no value recorded: inline in its data loader",
-}
+# No value was recorded of these: who tests them.
+UNREFERENCED = dict.fromkeys(
+    [
+        "sequence_rho_weights",
+        "divergence_rho_weights",
+        "centered_advantages",
+        "standard_advantages",
+    ],
+    "test_recipe_oracles.py::test_a_value_is_its_formula",
+)

@@ -11,11 +11,16 @@ LOSSES = {
 
 VALUES = {}
 
-UNREFERENCED = {
-    "ref_kl": "no value recorded",
-    "ce": "no value recorded",
-    "grpo_advantages": "no value recorded: needs its episodes",
-    "length_penalised_advantages": "no value recorded: needs its episodes",
-    "max_rl_advantages": "no value recorded: needs its episodes",
-    "rae_advantages": "no value recorded: needs its episodes",
-}
+# No value was recorded of these: who tests them.
+UNREFERENCED = dict.fromkeys(
+    ["ce", "ref_kl"],
+    "test_recipe_oracles.py::test_a_loss_is_its_formula",
+) | dict.fromkeys(
+    [
+        "grpo_advantages",
+        "length_penalised_advantages",
+        "max_rl_advantages",
+        "rae_advantages",
+    ],
+    "test_recipe_oracles.py::test_a_value_is_its_formula",
+)

@@ -136,30 +136,6 @@ def clamp_sequences_by_ratio(
     return _clamped(held, ratio, drift, mask)
 
 
-def clamp_sequences_by_kl(
-    old_log_probs: jax.Array,
-    rollout_log_probs: jax.Array,
-    mask: jax.Array,
-    *,
-    upper: ScalarLike = 5.0,
-    lower: ScalarLike = -math.inf,
-    estimator: Callable[[jax.Array], jax.Array] = jaxppo.kl_k3,
-    over_time: Callable[..., jax.Array] = jaxppo.masked_mean,
-) -> tuple[jax.Array, dict[str, jaxppo.Metric]]:
-    """Each token's ratio, held in [lower, upper] where the sequence's KL is not in it.
-
-    AReaL 1.0.4, functional.py `apply_rejection_sampling`: level "sequence", action
-    "clamp", metric "kl_k1", "kl_k2" or "kl_k3". Fault: one pair of bounds is both of
-    KL, in nats, and of the ratio: `upper=0.02` holds ratios at 0.02. Use `clamp_tokens`
-    or `reject_sequences_by_kl` instead.
-    """
-    x, drift = _drift(old_log_probs, rollout_log_probs, mask)
-    inside = _inside(_rows(over_time, estimator(drift), mask), mask, lower, upper)
-    held = jnp.clip(jnp.exp(x), jnp.maximum(lower, 0), upper)
-    held = jnp.where(inside, jnp.exp(x), held)
-    return _clamped(held, jnp.exp(x), drift, mask)
-
-
 def _drift(
     old_log_probs: jax.Array, rollout_log_probs: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -17,7 +17,7 @@ def ppo(
     *,
     weights: jax.Array | None = None,
     clip_eps: ScalarLike = 0.2,
-    clip_eps_high: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
     dual_clip: ScalarLike = math.inf,
     aggregate: jaxppo.Aggregator = jaxppo.token_mean,
 ) -> tuple[jaxppo.Mean, dict[str, jaxppo.Metric]]:
@@ -28,6 +28,7 @@ def ppo(
     kin; rejected tokens stay in the denominator. KL and entropy terms are token means
     whatever `aggregate` is: add them by value.
     """
+    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.log_ratio(log_probs, old_log_probs, mask)
     drift = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     return _clipped(
@@ -48,7 +49,7 @@ def gspo(
     mask: jax.Array,
     *,
     clip_eps: ScalarLike = 0.2,
-    clip_eps_high: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
     dual_clip: ScalarLike = math.inf,
 ) -> tuple[jaxppo.Mean, dict[str, jaxppo.Metric]]:
     """GSPO: the clip on the ratio of sequences, always a mean over sequences.
@@ -59,6 +60,7 @@ def gspo(
     and neither weighs nor rejects anything. To have that, pass them as
     `old_log_probs`. Multiply the surrogate by `sequence_mask_weights` instead.
     """
+    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.sequence_log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     drift = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     return _clipped(

@@ -9,6 +9,7 @@ from jaxtyping import ScalarLike
 import jaxppo
 
 Loss = tuple[jaxppo.Mean, dict[str, jaxppo.Metric]]
+row_mean = jaxppo.all_rows(jaxppo.sequence_mean)
 
 
 def ppo(
@@ -19,7 +20,7 @@ def ppo(
     *,
     weights: jax.Array | None = None,
     clip_eps: ScalarLike = 0.2,
-    clip_eps_high: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
     dual_clip: ScalarLike = math.inf,
     aggregate: jaxppo.Aggregator = jaxppo.sequence_mean,
 ) -> Loss:
@@ -29,6 +30,7 @@ def ppo(
     has no number of its own, and is 1 + 2 clip_eps where it is on (1.4, against 3 in
     other systems). `weights` are from `is_weights`.
     """
+    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     loss = jaxppo.clipped_surrogate(
         x,
@@ -49,16 +51,18 @@ def ppo_sequence(
     *,
     weights: jax.Array | None = None,
     clip_eps: ScalarLike = 0.2,
-    clip_eps_high: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
     dual_clip: ScalarLike = math.inf,
     aggregate: jaxppo.Aggregator = jaxppo.sequence_mean,
 ) -> Loss:
     """GSPO: `ppo` on the mean log-ratio of the sequence, with its own gradient.
 
     ROLL 8eb27cc2, rlvr/actor_worker.py with `importance_sampling="seq"`. The widths
-    remain PPO's: GSPO's paper has 3e-4 and 4e-4.
+    remain PPO's: GSPO's paper has 3e-4 and 4e-4. Its two KLs are those of tokens.
     """
+    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.sequence_log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
+    drift = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     loss = jaxppo.clipped_surrogate(
         x,
         advantages,
@@ -67,7 +71,7 @@ def ppo_sequence(
         dual_clip=dual_clip,
     )
     metrics = _clip_metrics(x, advantages, mask, clip_eps, clip_eps_high, aggregate)
-    return _total(loss, x, weights, mask, metrics, aggregate)
+    return _total(loss, x, weights, mask, metrics, aggregate, drift=drift)
 
 
 def ppo_token_mean(
@@ -77,7 +81,7 @@ def ppo_token_mean(
     mask: jax.Array,
     *,
     clip_eps: ScalarLike = 0.2,
-    clip_eps_high: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
     dual_clip: ScalarLike = math.inf,
 ) -> Loss:
     """`ppo` as ROLL's "token-mean" has it: the sum over *all* places / tokens.
@@ -87,6 +91,7 @@ def ppo_token_mean(
     advantage is not 0; what is NaN there is NaN in the loss. Use
     `ppo(..., aggregate=jaxppo.token_mean)` instead.
     """
+    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.log_ratio(log_probs, old_log_probs, max_abs=math.inf)
     loss = jaxppo.clipped_surrogate(
         x,
@@ -133,12 +138,11 @@ def tis(
     """Truncated importance sampling as a *loss*: -sg(clip(r, 0, 1)) A log pi.
 
     ROLL 8eb27cc2, rlvr/actor_pg_worker.py `_compute_tis_loss`: r is against pi_old, not
-    the sampler. ROLL averages the shares that were clipped over padding, too; here they
-    are of the tokens that count.
+    the sampler.
     """
     x = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     loss = jaxppo.cispo(log_probs, x, advantages, mask, low=low, high=high)
-    metrics = _outside("tis", x, mask, low, high)
+    metrics = _outside("tis", x, mask, low, high, jaxppo.sequence_mean)
     return _total(loss, x, weights, mask, metrics, aggregate)
 
 
@@ -163,13 +167,17 @@ def topr(
     sequence's.
     """
     x = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
-    held = negative_coef * jaxppo.truncated_weights(x, cap=1.0)
-    taper = jnp.where(scores > 0, positive_coef, held)
-    loss = taper * jaxppo.policy_gradient(log_probs, advantages, mask)
     good = jnp.broadcast_to(scores > 0, x.shape).astype(x.dtype)
+    plain = jaxppo.policy_gradient(log_probs, advantages, mask)
+    rising = good * plain
+    falling = (1 - good) * jaxppo.truncated_weights(x, cap=1.0) * plain
+    loss = rising * positive_coef + falling * negative_coef
+    positive, negative = aggregate(rising, mask), aggregate(falling, mask)
     metrics: dict[str, jaxppo.Metric] = {
-        "actor/topr_positive_loss": aggregate(good * loss, mask),
-        "actor/topr_negative_loss": aggregate((1 - good) * loss, mask),
+        "actor/topr_positive_loss": positive,
+        "actor/topr_negative_loss": negative,
+        "actor/topr_weighted_positive_loss": positive * positive_coef,
+        "actor/topr_weighted_negative_loss": negative * negative_coef,
         "actor/topr_negative_total_clipfrac": jaxppo.token_mean(
             jnp.where(x > 0, 1 - good, 0), mask
         ),
@@ -191,12 +199,13 @@ def cispo(
     """CISPO, its weights held in [0.9, 1.1]: -sg(clip(r, 1 - eps, 1 + eps)) A log pi.
 
     ROLL 8eb27cc2, rlvr/actor_pg_worker.py `_compute_cispo_loss`. So narrow a band is
-    almost REINFORCE: the papers' bounds are [0, 5].
+    almost REINFORCE: the papers' bounds are [0, 5]. Its mean clipped ratio is over all
+    rows.
     """
     low, high = 1 - clip_eps, 1 + clip_eps_high
     x = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     loss = jaxppo.cispo(log_probs, x, advantages, mask, low=low, high=high)
-    metrics = _outside("cispo", x, mask, low, high)
+    metrics = _outside("cispo", x, mask, low, high, row_mean)
     return _total(loss, x, weights, mask, metrics, aggregate)
 
 
@@ -224,7 +233,7 @@ def cispo_unified(
     risen = (advantages > 0) & (ratio > high)
     fallen = (advantages < 0) & (ratio < low)
     loss = jnp.where(risen | fallen, 0, loss)
-    metrics = _outside("cispo", x, mask, low, high) | {
+    metrics = _outside("cispo", x, mask, low, high, row_mean) | {
         "actor/cispo_masked_positive_tokens": _share(risen, mask),
         "actor/cispo_masked_negative_tokens": _share(fallen, mask),
         "actor/cispo_kept_tokens": _share(~(risen | fallen), mask),
@@ -289,11 +298,14 @@ def _total(
     mask: jax.Array,
     metrics: dict[str, jaxppo.Metric],
     aggregate: jaxppo.Aggregator,
+    *,
+    drift: jax.Array | None = None,
 ) -> Loss:
     """The weights, the mean and the metrics that every loss has."""
     if weights is not None:
         loss = loss * jax.lax.stop_gradient(weights)
-    out, drift = aggregate(loss, mask), jnp.where(mask, x, 0)
+    out = aggregate(loss, mask)
+    drift = jnp.where(mask, x if drift is None else drift, 0)
     metrics = metrics | {
         "actor/pg_loss": out,
         "actor/ratio_mean": jaxppo.sequence_mean(jnp.exp(x), mask),
@@ -327,7 +339,12 @@ def _clip_metrics(
 
 
 def _outside(
-    name: str, x: jax.Array, mask: jax.Array, low: ScalarLike, high: ScalarLike
+    name: str,
+    x: jax.Array,
+    mask: jax.Array,
+    low: ScalarLike,
+    high: ScalarLike,
+    mean: jaxppo.Aggregator,
 ) -> dict[str, jaxppo.Metric]:
     """How many ratios a band holds, and the mean of what comes out."""
     ratio = jnp.exp(x)
@@ -335,9 +352,7 @@ def _outside(
         f"actor/{name}_lower_clipfrac": _share(ratio < low, mask),
         f"actor/{name}_upper_clipfrac": _share(ratio > high, mask),
         f"actor/{name}_total_clipfrac": _share((ratio < low) | (ratio > high), mask),
-        f"actor/{name}_clipped_ratio_mean": jaxppo.sequence_mean(
-            jnp.clip(ratio, low, high), mask
-        ),
+        f"actor/{name}_clipped_ratio_mean": mean(jnp.clip(ratio, low, high), mask),
     }
 
 

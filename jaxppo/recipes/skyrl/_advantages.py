@@ -18,12 +18,16 @@ def grpo_advantages(
     """GRPO: (r - mean) / (std + eps) with ddof 1, r the sum over the sequence.
 
     SkyRL a9564572, ppo_utils.py `compute_grpo_outcome_advantage`. Surprising: a group
-    of one gets its raw reward as advantage. Here a group of equal rewards gets 0, not
-    what rounding leaves.
+    of one gets its raw reward as advantage, / (1 + eps). Here a group of equal rewards
+    gets 0, not what rounding leaves.
     """
     scores = jaxppo.masked_sum(token_rewards, mask, axis=-1)
     advantages = jaxppo.group_advantages(
-        scores, group_ids=group_ids, scale_by_std=scale_by_std, eps=eps, singleton=1.0
+        scores,
+        group_ids=group_ids,
+        scale_by_std=scale_by_std,
+        eps=eps,
+        singleton=1 / (1 + eps) if scale_by_std else 1.0,
     )
     return advantages[:, None]
 

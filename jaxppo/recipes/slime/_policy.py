@@ -19,7 +19,7 @@ def ppo(
     *,
     weights: jax.Array | float = 1.0,
     clip_eps: ScalarLike = 0.2,
-    clip_eps_high: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
     dual_clip: ScalarLike = math.inf,
     aggregate: jaxppo.Aggregator = row_mean,
 ) -> tuple[jaxppo.Mean, dict[str, jaxppo.Metric]]:
@@ -28,6 +28,7 @@ def ppo(
     slime 624b824a, ppo_utils.py `compute_policy_loss`, for GRPO, PPO and REINFORCE++;
     `dual_clip` is `eps_clip_c`. OPSM is a weight, too: `jnp.where(keep, weights, 0)`.
     """
+    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     return _clipped(
         x,
@@ -47,7 +48,7 @@ def gspo(
     *,
     weights: jax.Array | float = 1.0,
     clip_eps: ScalarLike = 0.2,
-    clip_eps_high: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
     dual_clip: ScalarLike = math.inf,
     aggregate: jaxppo.Aggregator = row_mean,
 ) -> tuple[jaxppo.Mean, dict[str, jaxppo.Metric]]:
@@ -56,6 +57,7 @@ def gspo(
     slime 624b824a, ppo_utils.py `compute_gspo_kl` and `compute_policy_loss`. PPO's
     widths by default: GSPO's paper has 3e-4 and 4e-4.
     """
+    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.sequence_log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     return _clipped(
         x,
@@ -75,7 +77,7 @@ def cispo(
     *,
     weights: jax.Array | float = 1.0,
     clip_eps: ScalarLike = 0.2,
-    clip_eps_high: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
     aggregate: jaxppo.Aggregator = row_mean,
 ) -> tuple[jaxppo.Mean, dict[str, jaxppo.Metric]]:
     """CISPO: -sg(clip(r, 1 - eps, 1 + high)) A log pi.
@@ -83,6 +85,7 @@ def cispo(
     slime 624b824a, ppo_utils.py `compute_cispo_loss`. The bounds are PPO's by default;
     `clip_eps` of 1 or more has no lower one, as in the paper.
     """
+    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     low, high = jnp.maximum(1 - clip_eps, 0), 1 + clip_eps_high
     loss = jaxppo.cispo(log_probs, x, advantages, mask, low=low, high=high)

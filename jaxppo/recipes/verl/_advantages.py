@@ -34,12 +34,13 @@ def grpo(
     group_ids: jax.Array,
     eps: ScalarLike = 1e-6,
 ) -> jax.Array:
-    """(R - mean) / (std + eps) of the group; a group of one keeps R.
+    """(R - mean) / (std + eps) of the group; for a group of one R / (1 + eps).
 
     verl 0.9.1, `compute_grpo_outcome_advantage` and its vectorised form.
     """
+    alone = 1 / (1 + eps)  # mean 0, std 1
     scores = jaxppo.group_advantages(
-        _outcome(rewards), group_ids=group_ids, eps=eps, singleton=1.0
+        _outcome(rewards), group_ids=group_ids, eps=eps, singleton=alone
     )
     return _spread(scores, mask)
 

@@ -84,7 +84,7 @@ def kl_control(
     *,
     init_coef: ScalarLike = 0.001,
     target: ScalarLike = 0.1,
-    horizon: float = 10_000,
+    horizon: ScalarLike = 10_000,
     batch_size: int,
 ) -> jaxppo.Controller:
     """The adaptive coefficient: times 1 + clip(KL / target - 1, +-0.2) n / horizon.
