@@ -54,6 +54,7 @@ from ._learner import check_progress as check_progress
 from ._learner import finalize as finalize
 from ._learner import learner as learner
 from ._losses import ppo_loss as ppo_loss
+from ._masked import centred as centred
 from ._masked import masked_max as masked_max
 from ._masked import masked_mean as masked_mean
 from ._masked import masked_sum as masked_sum

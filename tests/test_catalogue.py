@@ -83,6 +83,15 @@ def test_a_two_sided_clip_is_a_dual_clip():
             np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+def test_covariance_with_a_constant_is_zero():
+    constants = np.float32(np.logspace(-6, 9, 31))
+    log_probs = jnp.linspace(-3.0, -0.1, 7)[None]
+    mask = jnp.arange(7)[None] != 2
+    for c in constants:
+        got = jaxppo.token_covariance(log_probs, jnp.full((1, 7), c), mask)
+        np.testing.assert_array_equal(got, 0)
+
+
 def test_gspo_token_spreads_nothing():
     """Advantages that vary inside a sequence: each token keeps its own."""
     log_probs = jnp.array([[-1.0, -2.0, -0.5]])

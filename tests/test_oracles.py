@@ -207,6 +207,7 @@ def test_close_rewards_are_not_equal():
 def test_constant_input_has_no_variance(value):
     x = jnp.full((3, 7), value)
     np.testing.assert_array_equal(jaxppo.whiten(x, eps=0.0), 0)
+    np.testing.assert_array_equal(jaxppo.centred(x), 0)
     assert jaxppo.masked_variance(x) == 0
     assert jaxppo.explained_variance(x + 1, x) == 0
     slope = jax.grad(
@@ -236,7 +237,7 @@ def test_no_more_entries_than_ddof_have_no_variance():
 def test_a_large_mean_costs_no_digits():
     x = np.float32(1e6 + np.random.default_rng(0).normal(0, 2, (3, 7)))
     everything = np.ones(x.shape, bool)
-    for name in ("masked_variance", "whiten"):
+    for name in ("masked_variance", "centred", "whiten"):
         ours = getattr(jaxppo, name)(jnp.asarray(x))
         oracle = getattr(oracles, name)(np.float64(x), everything)
         np.testing.assert_allclose(ours, oracle, rtol=1e-5)

@@ -148,6 +148,5 @@ def _groups(
 
 
 def _centred(x: jax.Array, mask: jax.Array, group_size: int) -> jax.Array:
-    x, keep = _groups(x, mask, group_size)
-    mean = jaxppo.masked_mean(x, keep, axis=-1, keepdims=True)
-    return jnp.where(keep, x.astype(mean.dtype) - mean, 0).reshape(mask.shape)
+    grouped = jax.vmap(jaxppo.centred)(*_groups(x, mask, group_size))
+    return grouped.reshape(mask.shape)

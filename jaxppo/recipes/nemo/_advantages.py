@@ -106,10 +106,9 @@ def gae(
     """
     advantages = jaxppo.gae(token_rewards, values, gamma, lambda_=lambda_, mask=mask)
     targets = jaxppo.gae(token_rewards, values, gamma, lambda_=lambda_value, mask=mask)
-    mean = jaxppo.masked_mean(advantages.advantages, mask)
-    variance = jaxppo.masked_variance(advantages.advantages, mask, ddof=1)
-    whitened = (advantages.advantages - mean) * jax.lax.rsqrt(variance + 1e-8)
-    return jaxppo.Advantages(jnp.where(mask, whitened, 0), targets.returns)
+    centred = jaxppo.centred(advantages.advantages, mask)
+    variance = jaxppo.masked_variance(centred, mask, ddof=1)
+    return jaxppo.Advantages(centred * jax.lax.rsqrt(variance + 1e-8), targets.returns)
 
 
 def distillation_advantages(
@@ -124,7 +123,6 @@ def distillation_advantages(
 
 
 def _normalised(x: jax.Array, mask: jax.Array) -> jax.Array:
-    x = jnp.where(mask, x, 0)
-    variance = jaxppo.masked_variance(x, mask)
-    centred = x - jaxppo.masked_mean(x, mask)
-    return jnp.where(mask, centred * jax.lax.rsqrt(jnp.maximum(variance, 1e-8)), 0)
+    centred = jaxppo.centred(jnp.where(mask, x, 0), mask)
+    variance = jaxppo.masked_variance(centred, mask)
+    return centred * jax.lax.rsqrt(jnp.maximum(variance, 1e-8))

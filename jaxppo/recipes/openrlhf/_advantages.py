@@ -186,8 +186,7 @@ def whiten(x: jax.Array, mask: jax.Array, *, scale_by_std: bool = True) -> jax.A
     """
     variance = jaxppo.masked_variance(x, mask)
     scale = jax.lax.rsqrt(jnp.maximum(variance, 1e-8)) if scale_by_std else 1.0
-    centred = x.astype(variance.dtype) - jaxppo.masked_mean(x, mask)
-    return jnp.where(mask, centred * scale, 0)
+    return jaxppo.centred(x, mask) * scale
 
 
 def stop_properly_penalty(

@@ -100,5 +100,4 @@ def gae(
 def _whitened(x: jax.Array, mask: jax.Array) -> jax.Array:
     """(x - mean) / sqrt(variance + 1e-8), with ddof 1, 0 under the mask."""
     variance = jaxppo.masked_variance(x, mask, ddof=1)
-    centred = jnp.where(mask, x - jaxppo.masked_mean(x, mask), 0)
-    return centred * jax.lax.rsqrt(variance + 1e-8)
+    return jaxppo.centred(x, mask) * jax.lax.rsqrt(variance + 1e-8)

@@ -82,6 +82,5 @@ def whitened(advantages: jax.Array, mask: jax.Array) -> jax.Array:
     Fault: its variance is E[A^2] - E[A]^2, which cancels where the mean is large. Here
     it does not.
     """
-    centred = advantages - jaxppo.masked_mean(advantages, mask)
     variance = jaxppo.masked_variance(advantages, mask, ddof=1)
-    return jnp.where(mask, centred * jax.lax.rsqrt(variance + 1e-8), 0)
+    return jaxppo.centred(advantages, mask) * jax.lax.rsqrt(variance + 1e-8)

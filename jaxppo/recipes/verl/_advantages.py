@@ -245,5 +245,5 @@ def _spread(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
 def _whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
     """(x - mean) / sqrt(var + 1e-8), with ddof 1."""
-    deviation = jnp.sqrt(jaxppo.masked_variance(x, mask, ddof=1) + 1e-8)
-    return jnp.where(mask, (x - jaxppo.masked_mean(x, mask)) / deviation, 0)
+    variance = jaxppo.masked_variance(x, mask, ddof=1)
+    return jaxppo.centred(x, mask) / jnp.sqrt(variance + 1e-8)
