@@ -165,10 +165,22 @@ def call(name, **more):
     )
 
 
+def same(got, expected):
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def having(*names):
     return [
         k for k in RECIPES if {*names} & {*inspect.signature(RECIPES[k]).parameters}
     ]
+
+
+@pytest.mark.parametrize("name", having("mask"))
+def test_nonzero_counts(name):
+    mask = given(name)["mask"]
+    integers = jnp.where(mask, jnp.arange(2, 2 + mask.shape[-1]), 0)
+    same(call(name, mask=integers), call(name))
 
 
 # --- a constant is no signal ---

@@ -246,7 +246,7 @@ def vapo(
         clip_eps_high=clip_eps_high,
     )
     value = jaxppo.token_mean(jaxppo.squared_value(values, returns, mask), mask)
-    nll = jaxppo.token_mean(-log_probs, mask & correct)
+    nll = jaxppo.token_mean(-log_probs, mask.astype(bool) & correct)
     losses = {"policy_loss": loss, "value_loss": value, "nll": nll}
     metrics |= jax.lax.stop_gradient(losses)
     return losses | {"value_loss": value * value_coef, "nll": nll * nll_coef}, metrics

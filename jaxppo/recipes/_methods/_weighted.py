@@ -162,6 +162,7 @@ def luffy(
     Yan et al., 2025 (arXiv:2504.14945). `off_policy` is bool, `(batch, time)` or
     `(batch, 1)`; old_log_probs are not looked at there. Divided by all tokens.
     """
+    mask = mask.astype(bool)
     own, other = mask & ~off_policy, mask & off_policy
     x = jaxppo.log_ratio(log_probs, old_log_probs, own)
     loss = jnp.where(

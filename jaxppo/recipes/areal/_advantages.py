@@ -57,6 +57,7 @@ def token_rewards(
     last token that is not padding, where `gae` forgets it if the mask leaves that token
     out. Here it is on the mask's last.
     """
+    mask = mask.astype(bool)
     after = jnp.cumsum(mask[:, ::-1], -1, dtype=jnp.int32)[:, ::-1]
     last = mask & (after == 1)
     score = jnp.where(last, rewards[:, None], 0).astype(kl.dtype)

@@ -82,6 +82,7 @@ def token_rewards(
     NeMo-RL 7ea279ab, `GeneralizedAdvantageEstimator`; `penalty` is `kl_coef *
     nemo.kl(...)` with `use_kl_in_reward`.
     """
+    mask = mask.astype(bool)
     later = jnp.cumsum(mask[:, ::-1], -1, dtype=jnp.int32)[:, ::-1]
     at_end = jnp.where(mask & (later == 1), rewards[:, None], 0)
     return jnp.where(mask, at_end - penalty, 0)

@@ -20,6 +20,7 @@ def token_rewards(
     OpenRLHF 0.11.2, utils.py `compute_reward`; rewards are `(batch,)`, held in [-10,
     10], kl is `approx_kl` or zeros. A coefficient below 0 counts as 0.
     """
+    mask = mask.astype(bool)
     after = jnp.cumsum(mask[:, ::-1], -1, dtype=jnp.int32)[:, ::-1]
     score = jnp.clip(rewards, -reward_clip, reward_clip)[:, None]
     score = jnp.where(mask & (after == 1), score, 0).astype(kl.dtype)

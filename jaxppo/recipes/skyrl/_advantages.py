@@ -73,7 +73,7 @@ def reinforce_plus_plus_advantages(
     answer has no part in the outcome. Use `jaxppo.discounted_returns(token_rewards,
     gamma, mask=mask)` instead.
     """
-    following = jnp.roll(mask, -1, -1).astype(token_rewards.dtype)
+    following = jnp.roll(mask.astype(bool), -1, -1).astype(token_rewards.dtype)
     rewards = jnp.where(mask, token_rewards, 0)
     returns = jaxppo.discounted_returns(rewards, gamma * following)
     return jaxppo.Advantages(_whitened(returns, mask), returns)

@@ -28,6 +28,7 @@ def token_rewards(rewards: jax.Array, kl: jax.Array, mask: jax.Array) -> jax.Arr
     `get_reinforce_plus_plus_returns`; for "ppo" loss.py puts the reward at the last
     token whether the mask counts it or not.
     """
+    mask = mask.astype(bool)
     later = jnp.cumsum(mask[:, ::-1], -1, dtype=jnp.int32)[:, ::-1]
     at_end = jnp.where(mask & (later == 1), rewards[:, None], 0)
     return jnp.where(mask, at_end - kl, 0)

@@ -33,7 +33,7 @@ def opsm(
     keep = jaxppo.off_policy_sequence_mask(
         jax.lax.stop_gradient(x), advantages, mask, threshold=threshold
     )
-    dropped = (mask & ~keep).astype(x.dtype)
+    dropped = (mask.astype(bool) & ~keep).astype(x.dtype)
     metrics: dict[str, jaxppo.Metric] = {
         "opsm_clipfrac": jaxppo.token_sum(jaxppo.masked_mean(dropped, mask, axis=-1))
     }
@@ -136,6 +136,7 @@ def mis_veto(
     slime 624b824a, mis.py `calculate_veto_mask`; on top of `mis_mask`.
     """
     x = jaxppo.log_ratio(old_log_probs, rollout_log_probs, mask, max_abs=math.inf)
+    mask = mask.astype(bool)
     below = mask & (x < jnp.log(threshold))
     vetoed = jnp.broadcast_to(jnp.any(below, -1, keepdims=True), mask.shape)
     tokens = {

@@ -137,7 +137,7 @@ def opo(rewards: jax.Array, mask: jax.Array, *, group_ids: jax.Array) -> jax.Arr
 
     verl 0.9.1, `compute_opo_outcome_advantage`.
     """
-    lengths = jnp.sum(mask, -1).astype(rewards.dtype)
+    lengths = jnp.sum(mask.astype(bool), -1).astype(rewards.dtype)
     scores = jaxppo.group_advantages(
         _outcome(rewards),
         group_ids=group_ids,
