@@ -236,3 +236,54 @@ def test_groups_of_equal_rewards_get_zero(name):
         return advantages(call(name, **equal))
 
     np.testing.assert_array_equal(jax.vmap(of_equals)(SIZES), 0)
+
+
+# --- what a system reports, or refuses ---
+
+
+def test_slimes_truncation_has_its_own_name():
+    """mis.py: "truncate" reports one share, "clip", which has a floor, two."""
+    x = jnp.where(B.mask, B.old - B.rollout, 0)
+    low, high = (jnp.quantile(x[B.mask], jnp.float32(q)) for q in (0.2, 0.7))
+    shares = {
+        "tis_truncate_fraction": x > high,
+        "tis_clip_fraction_low": x < low,
+        "tis_clip_fraction_high": x > high,
+    }
+    means = {k: jaxppo.token_mean(jnp.float32(y), B.mask) for k, y in shares.items()}
+    for floor, names in [(None, [*shares][:1]), (jnp.exp(low), [*shares][1:])]:
+        weights, metrics = recipes.slime.mis_weights(
+            B.old,
+            B.rollout,
+            B.mask,
+            cap=jnp.exp(high),
+            floor=floor,
+            aggregate=jaxppo.token_mean,
+        )
+        assert {k for k in metrics if "fraction" in k} == {*names}
+        for k in names:
+            np.testing.assert_allclose(metrics[k].value, means[k].value, err_msg=k)
+        bounded = np.clip(np.exp(x), floor, np.exp(high))
+        np.testing.assert_allclose(weights, np.where(B.mask, bounded, 0), rtol=1e-6)
+
+
+def test_areal_clamps_ratios_only():
+    """Its configuration refuses `action="clamp"` with a KL as the metric."""
+    clamps = [k for k in functions(recipes.areal) if "clamp" in k]
+    assert clamps == ["clamp_sequences_by_ratio", "clamp_tokens"]
+    for k in clamps:
+        assert "KL" not in inspect.getdoc(getattr(recipes.areal, k))
+
+
+def test_verls_penalty_is_not_differentiated():
+    args = B.token_rewards, B.logp - B.ref
+
+    def total(rewards, kl):
+        return jnp.sum(recipes.verl.kl_in_reward(rewards, kl, B.mask, kl_coef=0.3))
+
+    by_rewards, by_kl = jax.grad(total, (0, 1))(*args)
+    np.testing.assert_array_equal(by_rewards, 1)
+    np.testing.assert_array_equal(by_kl, 0)
+    kept = np.where(B.mask, args[1], 0)
+    got = recipes.verl.kl_in_reward(*args, B.mask, kl_coef=0.3)
+    np.testing.assert_allclose(got, args[0] - 0.3 * kept, rtol=1e-6)

@@ -77,7 +77,6 @@ UNREFERENCED = {
     "shaped_rewards": "no value recorded",
     "reject_sequences_by_kl": "no value recorded",
     "clamp_sequences_by_ratio": "no value recorded",
-    "clamp_sequences_by_kl": "no value recorded",
     "token_rewards": "no value recorded: inside `_compute_advantages`, with an engine",
     "gae": "as token_rewards",
     "batch_normalised": "no value recorded",

@@ -25,7 +25,6 @@ from ._policy import ppo as ppo
 from ._policy import sapo as sapo
 from ._policy import sequence_ppo as sequence_ppo
 from ._policy import sequence_sapo as sequence_sapo
-from ._rejection import clamp_sequences_by_kl as clamp_sequences_by_kl
 from ._rejection import clamp_sequences_by_ratio as clamp_sequences_by_ratio
 from ._rejection import clamp_tokens as clamp_tokens
 from ._rejection import reject_sequences_by_kl as reject_sequences_by_kl

@@ -121,8 +121,8 @@ def group_centred(
     """(A - the group's mean) / (std + 1e-5) over all tokens, ddof 1.
 
     AReaL 1.0.4, data.py `Normalization`: mean of level "group", std of level "batch",
-    of what is left of A when its group's mean is subtracted. Fault: as in
-    `group_normalised`.
+    of what is left of A when its group's mean is subtracted. Fault: rows left over by
+    `group_size` keep their mean; they are refused here.
     """
     centred = _centred(advantages, mask, group_size)
     variance = jaxppo.masked_variance(centred, mask, ddof=1)
@@ -133,7 +133,7 @@ def leave_one_out(rewards: jax.Array, *, group_size: int) -> jax.Array:
     """RLOO's: less the mean of the others of the group; a group of one as it is.
 
     AReaL 1.0.4, data.py `Normalization` of the rewards: mean of level "group" with
-    `mean_leave1out`, no std. Fault: as in `group_normalised`.
+    `mean_leave1out`, no std. Fault: as in `group_centred`.
     """
     return jaxppo.leave_one_out_advantages(
         rewards, group_size=group_size, singleton=1.0

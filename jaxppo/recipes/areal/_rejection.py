@@ -107,7 +107,7 @@ def clamp_tokens(
     """Each token's ratio, held in [lower, upper].
 
     AReaL 1.0.4, functional.py `apply_rejection_sampling`: level "token", action
-    "clamp". Fault: with a KL as its metric, too: the bounds of nats hold the ratio.
+    "clamp".
     """
     x, drift = _drift(old_log_probs, rollout_log_probs, mask)
     held = jnp.clip(jnp.exp(x), lower, upper)
@@ -134,30 +134,6 @@ def clamp_sequences_by_ratio(
     inside = _inside(jnp.exp(_rows(over_time, x, mask)), mask, lower, upper)
     held = jnp.where(inside, ratio, jnp.clip(ratio, lower, upper))
     return _clamped(held, ratio, drift, mask)
-
-
-def clamp_sequences_by_kl(
-    old_log_probs: jax.Array,
-    rollout_log_probs: jax.Array,
-    mask: jax.Array,
-    *,
-    upper: ScalarLike = 5.0,
-    lower: ScalarLike = -math.inf,
-    estimator: Callable[[jax.Array], jax.Array] = jaxppo.kl_k3,
-    over_time: Callable[..., jax.Array] = jaxppo.masked_mean,
-) -> tuple[jax.Array, dict[str, jaxppo.Metric]]:
-    """Each token's ratio, held in [lower, upper] where the sequence's KL is not in it.
-
-    AReaL 1.0.4, functional.py `apply_rejection_sampling`: level "sequence", action
-    "clamp", metric "kl_k1", "kl_k2" or "kl_k3". Fault: one pair of bounds is both of
-    KL, in nats, and of the ratio: `upper=0.02` holds ratios at 0.02. Use `clamp_tokens`
-    or `reject_sequences_by_kl` instead.
-    """
-    x, drift = _drift(old_log_probs, rollout_log_probs, mask)
-    inside = _inside(_rows(over_time, estimator(drift), mask), mask, lower, upper)
-    held = jnp.clip(jnp.exp(x), jnp.maximum(lower, 0), upper)
-    held = jnp.where(inside, jnp.exp(x), held)
-    return _clamped(held, jnp.exp(x), drift, mask)
 
 
 def _drift(
