@@ -272,9 +272,8 @@ def page() -> str:
         out += room(name, title)
     out += ["\n## Compositions\n", COMPOSITIONS]
     out += ["\n## Methods, by their papers' names\n"]
-    out += [
-        "`jaxppo.recipes.dapo(...)`: composed of the terms, at the paper's defaults.\n"
-    ]
+    out += ["`jaxppo.recipes.dapo(...)`: composed of the terms. Docstrings say where a"]
+    out += ["default is not the paper's.\n"]
     out += recipe_table(functions(recipes, "jaxppo.recipes._methods"))
     out += ["\n## Systems\n"]
     out += [SYSTEMS]

@@ -61,6 +61,7 @@ from ._learner import finalize as finalize
 from ._learner import learner as learner
 from ._linear_loss import linear_policy_loss as linear_policy_loss
 from ._losses import ppo_loss as ppo_loss
+from ._masked import centred as centred
 from ._masked import masked_max as masked_max
 from ._masked import masked_mean as masked_mean
 from ._masked import masked_sum as masked_sum

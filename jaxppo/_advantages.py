@@ -291,7 +291,7 @@ def _gae_over_holes(last, rewards, values, discounts, lambda_, keep) -> Array:
 
 
 def _gae_in_one_scan(last, rewards, values, discounts, lambda_, keep) -> Array:
-    """The same, with the successor's value carried along: half the time of two scans."""
+    """The same, with the successor's value carried along: one scan, not two."""
 
     def step(carry, now):
         later, successor = carry

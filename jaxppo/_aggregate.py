@@ -5,8 +5,6 @@ What a rejection leaves out stays in the denominator with
 `aggregate(loss, mask & kept)`.
 """
 
-import math
-
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
@@ -187,16 +185,18 @@ def prompt_mean(
 
 
 def all_rows(aggregate: Aggregator) -> Aggregator:
-    """Makes an aggregator divide by all sequences, those without a token included.
+    """Makes an aggregator divide by what it would count if every token did.
 
-    TRL, Liger and SkyRL count so: an answer that was masked out, or a row that is there
-    for its shape only, makes the loss of the others smaller. The sums are the same.
+    All sequences, that is, or all prompts, those without a token included; after
+    `token_mean` all positions; after `token_sum` still nothing. TRL, Liger and SkyRL
+    count so: an answer that was masked out, or a row that is there for its shape only,
+    makes the loss of the others smaller. The sums are the same.
 
     Args:
       aggregate: `sequence_mean`, `functools.partial(sequence_sum, scale=...)`, ...
 
     Returns:
-      An aggregator, of which count = rows of `(*batch, time)`.
+      An aggregator, whose count does not depend on the mask.
 
     Raises:
       TypeError: aggregate is not a function.
@@ -210,10 +210,9 @@ def all_rows(aggregate: Aggregator) -> Aggregator:
     _checks.function("all_rows", "aggregate", aggregate, "jaxppo.sequence_mean")
 
     def over_all_rows(per_token: Array, mask: Array | None = None) -> Mean:
-        """The same total, over all rows."""
-        mean = aggregate(per_token, mask)
-        rows = math.prod(per_token.shape[:-1])
-        return Mean(mean.total, jnp.full_like(mean.count, rows))
+        """The same total, over the count of a full mask."""
+        full = jnp.ones_like(per_token, bool)
+        return Mean(aggregate(per_token, mask).total, aggregate(per_token, full).count)
 
     return over_all_rows
 

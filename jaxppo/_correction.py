@@ -256,4 +256,5 @@ def second_moment_mask(
     ordered = jnp.where(jnp.isinf(square[order]), jnp.inf, square[order])
     within = jnp.sum(jnp.cumsum(ordered) / counts < threshold, dtype=jnp.int32)
     rank = jnp.argsort(order).reshape(x.shape)
-    return keep & (rank < jnp.maximum(within, 1).astype(rank.dtype))
+    smallest = rank < jnp.maximum(within, 1).astype(rank.dtype)
+    return keep & (smallest | jnp.isnan(x))  # which sorts last, and stays in sight

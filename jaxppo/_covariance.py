@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, UInt32
 
 from . import _checks
-from ._masked import masked_mean
+from ._masked import centred
 from ._types import Mask, PerSequence, PerToken, Scalar
 
 Key = PRNGKeyArray | UInt32[Array, "2"]
@@ -52,11 +52,7 @@ def token_covariance(
         advantages=advantages,
     )
     advantages = jnp.broadcast_to(advantages, log_probs.shape)
-    keep = _checks.valid(fn, mask, log_probs=log_probs)
-    product = jnp.ones_like(log_probs)
-    for x in jax.lax.stop_gradient((log_probs, advantages)):
-        product = product * (x - masked_mean(x, mask))
-    return product if keep is None else jnp.where(keep, product, 0)
+    return jax.lax.stop_gradient(centred(advantages, mask) * centred(log_probs, mask))
 
 
 def clip_cov_mask(

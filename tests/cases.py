@@ -346,6 +346,7 @@ CASES = [
         note="time",
     ),
     Case(jaxppo.masked_variance, "x", hyper=dict(ddof=2), reduces=True),
+    Case(jaxppo.centred, "x", reduces=True),
     Case(jaxppo.whiten, "x", hyper=dict(ddof=2, eps=1e-2), reduces=True),
     # ratio
     Case(jaxppo.log_ratio, "log_probs", "old_log_probs", hyper=dict(max_abs=1.5)),

@@ -60,6 +60,10 @@ def masked_variance(x, mask, *, ddof=0):
     return statistics.pvariance(x) * len(x) / (len(x) - ddof)
 
 
+def centred(x, mask):
+    return np.where(mask, x - masked_mean(x, mask), 0)
+
+
 def whiten(x, mask, *, ddof=0, eps=1e-8):
     mean, std = masked_mean(x, mask), math.sqrt(masked_variance(x, mask, ddof=ddof))
     return np.where(mask, (x - mean) / (std + eps), 0)

@@ -83,6 +83,15 @@ def test_a_two_sided_clip_is_a_dual_clip():
             np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
+def test_covariance_with_a_constant_is_zero():
+    constants = np.float32(np.logspace(-6, 9, 31))
+    log_probs = jnp.linspace(-3.0, -0.1, 7)[None]
+    mask = jnp.arange(7)[None] != 2
+    for c in constants:
+        got = jaxppo.token_covariance(log_probs, jnp.full((1, 7), c), mask)
+        np.testing.assert_array_equal(got, 0)
+
+
 def test_gspo_token_spreads_nothing():
     """Advantages that vary inside a sequence: each token keeps its own."""
     log_probs = jnp.array([[-1.0, -2.0, -0.5]])
@@ -100,6 +109,8 @@ def test_trust_region_masks_let_tokens_come_back():
     np.testing.assert_array_equal(keep, [False, True, True, False])
     at = jaxppo.trust_region_mask(x, jnp.array([1.0, -1.0, 1.0, -1.0]), far, low=0.9)
     assert np.all(at)  # on the bound: within
+    none = jaxppo.trust_region_mask(x, jnp.zeros(4), far)  # as if A were below 0
+    np.testing.assert_array_equal(none, [True, True, False, False])
 
 
 def test_binary_divergences_at_certainty():
@@ -283,6 +294,22 @@ def test_all_rows(aggregate, unchecked):
     assert sum(halves).value == every.value
     with pytest.raises(TypeError, match="all_rows: `aggregate` is 1"):
         jaxppo.all_rows(1)
+
+
+def test_all_rows_counts_what_its_aggregator_counts(unchecked):
+    x, mask = jnp.ones((4, 3)), jnp.zeros((4, 3), bool).at[:2].set(True)
+    prompts = functools.partial(jaxppo.prompt_mean, group_size=2)
+    for aggregate, total, count in [
+        (prompts, 1, 2),  # one of two prompts is empty
+        (jaxppo.token_mean, 6, 12),  # over all positions
+        (jaxppo.token_sum, 6, 0),  # over nothing
+    ]:
+        for m in (mask, None):
+            mean = jaxppo.all_rows(aggregate)(x, m)
+            assert mean.count == count
+            assert mean.total == total * (1 if m is mask else 2)
+    far = jnp.where(mask, x, jnp.nan)
+    assert jaxppo.all_rows(prompts)(far, mask).value == 0.5
 
 
 def test_a_denominator_is_original_or_kept():

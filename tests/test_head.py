@@ -393,7 +393,7 @@ def test_a_loss_in_the_forward_pass_is_the_loss(items, x64):
 
 def test_it_goes_into_the_learner(x64):
     """As one of its microbatches' losses, with a coefficient that is traced."""
-    hidden, unembed, targets, mask, batch = sequences(22)
+    hidden, unembed, targets, _, batch = sequences(22)
     whole = batch | dict(hidden=hidden, targets=targets)
 
     def fused(params, b, clip_eps):
@@ -523,8 +523,8 @@ def test_errors_name_the_argument_and_the_fix(unchecked):
         **kwargs,
     )
     assert call(hidden, unembed.T, targets) == (
-        "token_log_probs: `unembed` has shape (6, 103), but `hidden` has shape (37, 6); "
-        "expected (vocab, d): pass `vocab_last=True`."
+        "token_log_probs: `unembed` has shape (6, 103), but `hidden` has shape "
+        "(37, 6); expected (vocab, d): pass `vocab_last=True`."
     )
     said = call(hidden, unembed, targets, vocab_last=True)
     assert "pass `vocab_last=False`" in said

@@ -309,6 +309,41 @@ def test_formula(name):
     close(LOSSES[name](b.logp, b)[0].value, FORMULAS[name]())
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("name", ["dro", "kimi"])
+def test_the_square_of_a_whole_answer_has_no_bound(name, sign):
+    far = SimpleNamespace(**vars(b) | dict(logp=b.old + sign * 9.0, ref=b.old))
+    answer = 9.0 * sign * n
+    assert np.any(np.abs(answer) > 20)
+    coef = {"dro": 1.0, "kimi": 0.1}[name]
+    value, grad = jax.value_and_grad(lambda x: LOSSES[name](x, far)[0].value)(far.logp)
+    policy = -(A * np.float64(far.logp) * m).sum(1, keepdims=True)
+    close(value, (policy + coef / 2 * answer**2).mean())
+    close(grad, np.where(m, -A + coef * answer, 0) / len(m))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_approx_kl_is_the_policys(name):
+    """Of tokens, whatever the loss takes the ratio of: `learner` stops on it."""
+    _, metrics = LOSSES[name](b.logp, b)
+    if "approx_kl" not in metrics:
+        return
+    x = lp - (ref if name == "dro" else old)
+    keep = m & ~np.asarray(b.off_policy) if name == "luffy" else m
+    close(metrics["approx_kl"].value, (np.expm1(x) - x)[keep].mean())
+    close(metrics["approx_kl_k1"].value, -x[keep].mean())
+    close(metrics["ratio_max"].value, np.exp(x)[keep].max())
+    close(metrics["ratio_min"].value, np.exp(x)[keep].min())
+
+
+def test_clip_fractions_are_of_what_is_clipped():
+    out = (np.exp(S / n) < 0.85) | (np.exp(S / n) > 1.18)
+    assert 0 < mean(out) < 1
+    for loss in (methods.gspo, methods.gspo_token, methods.luspo):
+        metrics = policy(loss, clip_eps=0.15, clip_eps_high=0.18)(b.logp, b)[1]
+        close(metrics["clip_fraction"].value, mean(out), err_msg=loss.__name__)
+
+
 def test_every_loss_is_compared():
     # clip_cov draws its tokens at random; what it may draw is tested with its mask.
     assert LOSSES.keys() == RECORDED.keys() | FORMULAS.keys() | {"clip_cov"}
@@ -378,7 +413,7 @@ def test_a_running_baseline():
         jnp.array(1.0), jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False])
     )
     close(baseline, 0.95 * 1 + 0.05 * 2)
-    close(advantages[:2], np.array([1.0, 3.0]) - 1.05)
+    close(advantages, np.array([1.0, 3.0, 1.05]) - 1.05)  # 0 under the mask
     _, same = methods.ema_baseline(baseline, jnp.ones(2), jnp.zeros(2, bool))
     assert same == baseline
 

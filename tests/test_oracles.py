@@ -207,6 +207,7 @@ def test_close_rewards_are_not_equal():
 def test_constant_input_has_no_variance(value):
     x = jnp.full((3, 7), value)
     np.testing.assert_array_equal(jaxppo.whiten(x, eps=0.0), 0)
+    np.testing.assert_array_equal(jaxppo.centred(x), 0)
     assert jaxppo.masked_variance(x) == 0
     assert jaxppo.explained_variance(x + 1, x) == 0
     slope = jax.grad(
@@ -236,7 +237,7 @@ def test_no_more_entries_than_ddof_have_no_variance():
 def test_a_large_mean_costs_no_digits():
     x = np.float32(1e6 + np.random.default_rng(0).normal(0, 2, (3, 7)))
     everything = np.ones(x.shape, bool)
-    for name in ("masked_variance", "whiten"):
+    for name in ("masked_variance", "centred", "whiten"):
         ours = getattr(jaxppo, name)(jnp.asarray(x))
         oracle = getattr(oracles, name)(np.float64(x), everything)
         np.testing.assert_allclose(ours, oracle, rtol=1e-5)
@@ -311,7 +312,7 @@ def test_absurd_log_ratios_give_finite_losses_and_gradients(sign, kl):
 INDICATORS = [  # 0 or 1: a NaN is on neither side of a bound
     *(jaxppo.clip_fraction, jaxppo.clip_fraction_lower, jaxppo.clip_fraction_upper),
     jaxppo.bound_fraction,
-    # What they choose leaves a NaN in, which shows in the loss.
+    # What they choose leaves a NaN in, which shows in the loss: the next test.
     *(jaxppo.trust_region_mask, jaxppo.clip_cov_mask, jaxppo.kl_cov_mask),
     *(jaxppo.varied_groups, jaxppo.top_entropy_mask, jaxppo.rejection_mask),
     *(jaxppo.off_policy_sequence_mask, jaxppo.second_moment_mask),
@@ -327,6 +328,23 @@ def test_nan_at_a_valid_token_shows(case):
             poisoned[(0,) * x.ndim] = NAN
             out = jax.tree.leaves(jitted(case)(**inputs | {name: poisoned}))
             assert any(np.any(np.isnan(x)) for x in out), name
+
+
+# (`kl_cov_mask` drops nothing: it is a choice of what is penalised.)
+SELECTIONS = [case for case in ARRAYS if case.fn in INDICATORS[4:]]
+SELECTIONS = [case for case in SELECTIONS if case.fn is not jaxppo.kl_cov_mask]
+
+
+@pytest.mark.parametrize("case", SELECTIONS, ids=str)
+def test_nan_at_a_valid_token_is_not_dropped(case):
+    inputs = case.inputs(0, np.float32)
+    drops = case.fn is jaxppo.clip_cov_mask  # True where a token goes
+    for name, x in inputs.items():
+        if x.dtype == np.float32:
+            poisoned = np.copy(x)
+            poisoned[(0,) * x.ndim] = NAN
+            out = jitted(case)(**inputs | {name: poisoned})
+            assert out[0, 0] != drops, name
 
 
 @pytest.mark.parametrize(

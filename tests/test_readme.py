@@ -101,7 +101,15 @@ def test_numbers_of_recipes():
     systems = [x for x in modules if x.__name__.startswith("jaxppo.recipes.")]
     systems = [x for x in systems if x.__name__.split(".")[-1][0] != "_"]
     methods = [x for x in vars(jaxppo.recipes).values() if inspect.isfunction(x)]
-    assert f"{len(methods)} methods" in README
+    returned = [inspect.signature(x).return_annotation for x in methods]
+    estimators = sum(x.__module__.endswith("._estimators") for x in methods)
+    controllers = returned.count(jaxppo.Controller)
+    losses = sum("Mean" in str(x) for x in returned)
+    assert losses + estimators + controllers == len(methods)
+    assert (
+        f"{losses} losses, {estimators} advantage estimators and {controllers} "
+        "controller from papers"
+    ) in README
     assert f"what {len(systems)} systems compute" in README
     values = json.loads((ROOT / "tests/data/reference_values.json").read_text())
     origins = {name.split("/")[0] for name in values["outputs"]} - {"skyrl-tinker"}

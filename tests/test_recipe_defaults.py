@@ -201,7 +201,7 @@ DEFAULTS = {
         "icepop": dict(low=0.0, high=2.0) | ROWS,
         "mis_mask": HALF_TWO | dict(level=jaxppo.log_ratio) | ROWS,
         "mis_veto": dict(threshold=1e-4) | ROWS,
-        "mis_weights": dict(cap=2.0, floor=0.0, level=jaxppo.log_ratio) | ROWS,
+        "mis_weights": dict(cap=2.0, floor=None, level=jaxppo.log_ratio) | ROWS,
         "opsm": dict(threshold=1e-4),
         "tis": dict(cap=2.0, floor=0.0) | ROWS,
         "kl": K1,

@@ -4,9 +4,13 @@ import ast
 import inspect
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from parity.comparison import TABLES
+from parity.comparison import TABLES, batch, read
 
+import jaxppo
 from jaxppo import recipes
 
 HERE = Path(__file__).parent
@@ -110,3 +114,210 @@ def test_every_recipe_is_tested(system):
         defined = {x.name for x in tree.body if isinstance(x, ast.FunctionDef)}
         assert test in defined and test.startswith("test_"), where
         assert name in named(HERE / file, system), where
+
+
+# --- all of them, called by the names of their parameters ---
+
+B = batch(read(Path(__file__).parent / "data/reference_values.json")["inputs"])
+TOKENS = jnp.ones_like(B.old)
+REWARDS = jnp.sum(jnp.where(B.mask, B.token_rewards, 0), 1)  # of samples
+GIVEN = vars(B) | dict(
+    log_probs=B.logp,
+    old_log_probs=B.old,
+    rollout_log_probs=B.rollout,
+    ref_log_probs=B.ref,
+    teacher_log_probs=B.ref,
+    advantages=B.adv * TOKENS,
+    baseline=jnp.float32(0.1),
+    baselines=REWARDS / 2,
+    beta=1.0,
+    clip_eps=0.2,
+    correct=B.adv > 0,
+    group_ids=B.group,
+    high=1.2,
+    key=jax.random.key(0),
+    kl=jnp.abs(B.logp - B.ref),
+    kl_coef=0.1,
+    lengths=jnp.sum(B.mask, 1),
+    output_tokens=jnp.sum(B.mask, 1),
+    input_tokens=jnp.arange(len(B.mask)),
+    turns=jnp.arange(len(B.mask)) % 3,
+    log_ratio=B.logp - B.old,
+    low=0.8,
+    max_length=8,
+    norm=3.0,
+    off_policy=B.adv > 0.5,
+    option="token_k2",
+    per_token=B.old,
+    rewards=REWARDS,
+    scores=B.adv * TOKENS,
+    statistic=(B.old - B.rollout) ** 2 / 2,
+    threshold=0.01,
+    weights=jnp.exp(B.old - B.rollout),
+    x=B.values,
+)
+SHARES = jnp.array([0.7, 0.3])
+TWO = jnp.stack([REWARDS, REWARDS**2])
+OWN = {
+    "gdpo_advantages": dict(rewards=TWO, weights=SHARES),
+    "nemo.gdpo_advantages": dict(rewards=TWO, component_weights=SHARES),
+    "trl.gdpo_advantages": dict(rewards=TWO.T, reward_coefs=SHARES),
+    "verl.gdpo": dict(
+        rewards=jnp.stack([B.token_rewards, B.token_rewards**2]), weights=SHARES
+    ),
+    "ema_baseline": dict(mask=jnp.any(B.mask, 1) & (B.group > 0)),
+    "trl.rloo": dict(advantages=B.adv),
+    "verl.combined": dict(rejections=(B.rollout > -1, {})),
+}
+BY_TOKEN = "roll.gae roll.reinforce_advantages tunix.gae vapo_advantages".split()
+BY_TOKEN += ["reinforce_pp_advantages", *(k for k in RECIPES if k.startswith("verl."))]
+OPTIONAL = "mask", "weights", "group_size"
+
+
+def given(name):
+    """Arguments by the names of parameters."""
+    rewards = dict(rewards=B.token_rewards) if name in BY_TOKEN else {}
+    return GIVEN | rewards | OWN.get(name, {})
+
+
+def call(name, **more):
+    """A recipe of what it must be given, and of what it may be that is named here."""
+    parameters = inspect.signature(RECIPES[name]).parameters
+    one_of_two = "group_size" if "group_size" in parameters else "group_ids"
+    wanted = [
+        p
+        for p in parameters.values()
+        if p.default is p.empty or p.name in (*OPTIONAL, *more)
+        if p.name not in ("group_size", "group_ids") or p.name == one_of_two
+    ]
+    values = given(name) | more
+    by_name = [p for p in wanted if p.kind is p.KEYWORD_ONLY]
+    return RECIPES[name](
+        *(values[p.name] for p in wanted if p not in by_name),
+        **{p.name: values[p.name] for p in by_name},
+    )
+
+
+def same(got, expected):
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def having(*names):
+    return [
+        k for k in RECIPES if {*names} & {*inspect.signature(RECIPES[k]).parameters}
+    ]
+
+
+@pytest.mark.parametrize("name", having("mask"))
+def test_nonzero_counts(name):
+    mask = given(name)["mask"]
+    integers = jnp.where(mask, jnp.arange(2, 2 + mask.shape[-1]), 0)
+    same(call(name, mask=integers), call(name))
+
+
+# --- a constant is no signal ---
+
+SIZES = np.float32([0.1, 0.3, 0.7, *np.logspace(-5.9, 9, 61)])  # -1e-6: MaxRL's pole
+SIZES = jnp.asarray(np.concatenate([SIZES, -SIZES]))
+WHITENED = """
+areal.batch_normalised areal.group_centred areal.group_normalised nemo.gae
+nemo.raw_reward_advantages openrlhf.gae openrlhf.reinforce_advantages openrlhf.whiten
+reinforce_pp_advantages rllib.normalised roll.masked_whiten skyrl.gae
+skyrl.reinforce_plus_plus_advantages slime.whitened stoix.standardised
+torchrl.standardized tunix.gae tunix.masked_whiten verl.gae verl.reinforce_plus_plus
+""".split()
+NOT_OF_REWARDS = """
+areal.group_centred areal.group_normalised skyrl.prompt_mean
+verl.optimal_token_baseline verl.tir_optimal_token_baseline
+""".split()
+GROUPED = [k for k in having("group_size", "group_ids") if k not in NOT_OF_REWARDS]
+GROUPED.append("openrlhf.flash_reinforce_advantages")
+
+
+def advantages(out):
+    return out.advantages if isinstance(out, jaxppo.Advantages) else out
+
+
+@pytest.mark.parametrize("name", WHITENED)
+def test_constant_tokens_are_whitened_to_zero(name):
+    """Not to rounding times 1e4, over the square root of 1e-8."""
+    forgetful = dict.fromkeys(["gamma", "lambda_", "lambda_value", "discount"], 0.0)
+
+    def whitened(c):
+        all_c = jnp.full_like(B.old, c)
+        equal = dict.fromkeys(["x", "advantages", "token_rewards"], all_c)
+        equal |= dict(
+            values=0 * all_c, rewards=jnp.full_like(given(name)["rewards"], c)
+        )
+        if name == "openrlhf.reinforce_advantages":
+            equal |= dict(rewards=0 * REWARDS, kl=all_c, kl_coef=1.0)
+        return advantages(call(name, **equal, **forgetful))
+
+    np.testing.assert_array_equal(jax.vmap(whitened)(SIZES), 0)
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_groups_of_equal_rewards_get_zero(name):
+    def of_equals(c):
+        rewards = jnp.full_like(given(name)["rewards"], c)
+        once = jnp.zeros_like(B.old).at[:, 0].set(c)  # at a token that counts
+        if rewards.shape[-2:] == once.shape:
+            rewards = jnp.broadcast_to(once, rewards.shape)
+        equal = dict(rewards=rewards, token_rewards=once, kl=0 * B.old)
+        counts = "lengths", "output_tokens", "input_tokens", "turns"
+        equal |= {k: jnp.full_like(GIVEN[k], 7) for k in counts}
+        return advantages(call(name, **equal))
+
+    np.testing.assert_array_equal(jax.vmap(of_equals)(SIZES), 0)
+
+
+# --- what a system reports, or refuses ---
+
+
+def test_slimes_truncation_has_its_own_name():
+    """mis.py: "truncate" reports one share, "clip", which has a floor, two."""
+    x = jnp.where(B.mask, B.old - B.rollout, 0)
+    low, high = (jnp.quantile(x[B.mask], jnp.float32(q)) for q in (0.2, 0.7))
+    shares = {
+        "tis_truncate_fraction": x > high,
+        "tis_clip_fraction_low": x < low,
+        "tis_clip_fraction_high": x > high,
+    }
+    means = {k: jaxppo.token_mean(jnp.float32(y), B.mask) for k, y in shares.items()}
+    for floor, names in [(None, [*shares][:1]), (jnp.exp(low), [*shares][1:])]:
+        weights, metrics = recipes.slime.mis_weights(
+            B.old,
+            B.rollout,
+            B.mask,
+            cap=jnp.exp(high),
+            floor=floor,
+            aggregate=jaxppo.token_mean,
+        )
+        assert {k for k in metrics if "fraction" in k} == {*names}
+        for k in names:
+            np.testing.assert_allclose(metrics[k].value, means[k].value, err_msg=k)
+        bounded = np.clip(np.exp(x), floor, np.exp(high))
+        np.testing.assert_allclose(weights, np.where(B.mask, bounded, 0), rtol=1e-6)
+
+
+def test_areal_clamps_ratios_only():
+    """Its configuration refuses `action="clamp"` with a KL as the metric."""
+    clamps = [k for k in functions(recipes.areal) if "clamp" in k]
+    assert clamps == ["clamp_sequences_by_ratio", "clamp_tokens"]
+    for k in clamps:
+        assert "KL" not in inspect.getdoc(getattr(recipes.areal, k))
+
+
+def test_verls_penalty_is_not_differentiated():
+    args = B.token_rewards, B.logp - B.ref
+
+    def total(rewards, kl):
+        return jnp.sum(recipes.verl.kl_in_reward(rewards, kl, B.mask, kl_coef=0.3))
+
+    by_rewards, by_kl = jax.grad(total, (0, 1))(*args)
+    np.testing.assert_array_equal(by_rewards, 1)
+    np.testing.assert_array_equal(by_kl, 0)
+    kept = np.where(B.mask, args[1], 0)
+    got = recipes.verl.kl_in_reward(*args, B.mask, kl_coef=0.3)
+    np.testing.assert_allclose(got, args[0] - 0.3 * kept, rtol=1e-6)

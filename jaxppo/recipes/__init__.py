@@ -1,10 +1,11 @@
 """Named losses, composed of the public terms.
 
-Two kinds. *Methods*, under their papers' names at the papers' settings, in this module:
-`jaxppo.recipes.dapo(log_probs, old_log_probs, advantages, mask)`. And *systems*, a
-module each, which compute what a named version of a framework computes, with its
-guards, denominators and defaults, faults included: `jaxppo.recipes.verl.vanilla(...)`.
-Where a system has a fault, its recipe says "Fault:" and names what is sound.
+Two kinds. *Methods*, under their papers' names, in this module:
+`jaxppo.recipes.dapo(log_probs, old_log_probs, advantages, mask)`; a docstring says
+where a default is not the paper's, and whose it is. And *systems*, a module each, which
+compute what a named version of a framework computes, with its guards, denominators and
+defaults, faults included: `jaxppo.recipes.verl.vanilla(...)`. Where a system has a
+fault, its recipe says "Fault:" and names what is sound.
 
 A recipe reads as if it stood in your own file, and may be copied there: it uses nothing
 but `jax` and public names of `jaxppo`. Arrays are `(batch, time)`, advantages that or

@@ -155,7 +155,7 @@ def luspo(
     """
     x = jaxppo.log_ratio(log_probs, old_log_probs, max_abs=math.inf)
     per_token, clipped = _two_sided(x, advantages, clip_eps, clip_eps_high, delta)
-    length = jnp.sum(mask, -1, keepdims=True, dtype=x.dtype)
+    length = jnp.sum(mask.astype(bool), -1, keepdims=True, dtype=x.dtype)
     return jaxppo.token_mean(per_token * weights * length), _fraction(clipped, mask)
 
 

@@ -157,10 +157,9 @@ def max_rl_advantages(rewards: jax.Array, *, group_size: int) -> jax.Array:
     prime-rl 559b4477, algo/max_rl.py. For rewards of at least 0: a group whose mean is
     not positive gets 0.
     """
-    groups = rewards.reshape(-1, group_size)
-    mean = jnp.mean(groups, -1, keepdims=True)
-    out = (groups - mean) / jnp.where(mean > 0, mean, 1)
-    return jnp.where(mean > 0, out, 0).reshape(rewards.shape)
+    centred = grpo_advantages(rewards, group_size=group_size)
+    mean = rewards.astype(centred.dtype) - centred
+    return jnp.where(mean > 0, centred / jnp.where(mean > 0, mean, 1), 0)
 
 
 def rae_advantages(

@@ -16,10 +16,7 @@ def normalised(advantages: jax.Array, mask: jax.Array | None = None) -> jax.Arra
     RLlib 2.60, general_advantage_estimation.py, with NumPy's standard deviation.
     """
     std = jnp.sqrt(jaxppo.masked_variance(advantages, mask))
-    scaled = (advantages - jaxppo.masked_mean(advantages, mask)) / jnp.maximum(
-        std, 1e-4
-    )
-    return scaled if mask is None else jnp.where(mask, scaled, 0)
+    return jaxppo.centred(advantages, mask) / jnp.maximum(std, 1e-4)
 
 
 def ppo(

@@ -5,7 +5,6 @@ and the critic have an optimiser each.
 """
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
 import jaxppo
@@ -19,9 +18,7 @@ def standardised(advantages: jax.Array, mask: jax.Array | None = None) -> jax.Ar
     Stoix 8fff19c, multistep.py, over the whole batch.
     """
     variance = jaxppo.masked_variance(advantages, mask)
-    centred = advantages - jaxppo.masked_mean(advantages, mask)
-    scaled = centred * jax.lax.rsqrt(variance + 1e-5)
-    return scaled if mask is None else jnp.where(mask, scaled, 0)
+    return jaxppo.centred(advantages, mask) * jax.lax.rsqrt(variance + 1e-5)
 
 
 def actor(

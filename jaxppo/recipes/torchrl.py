@@ -222,7 +222,7 @@ def standardized(advantages: jax.Array) -> jax.Array:
     it is ddof 0 and 1e-4 there: `jaxppo.whiten`, but for the floor.
     """
     std = jnp.sqrt(jaxppo.masked_variance(advantages, ddof=1))
-    return (advantages - jaxppo.masked_mean(advantages)) / jnp.maximum(std, 1e-6)
+    return jaxppo.centred(advantages) / jnp.maximum(std, 1e-6)
 
 
 def _with_critic(

@@ -239,8 +239,7 @@ def masked_whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
     A single token is 0 here and NaN in Tunix.
     """
     variance = jaxppo.masked_variance(x, mask, ddof=1)
-    centred = x.astype(variance.dtype) - jaxppo.masked_mean(x, mask)
-    return jnp.where(mask, centred * jax.lax.rsqrt(variance + 1e-8), 0)
+    return jaxppo.centred(x, mask) * jax.lax.rsqrt(variance + 1e-8)
 
 
 def _clipped(

@@ -8,7 +8,7 @@ from jaxtyping import ScalarLike
 
 import jaxppo
 
-from ._metrics import clipped, moved, report
+from ._metrics import clipped, moved, outside, report
 
 
 def ppo(
@@ -118,11 +118,12 @@ def gspo(
     Zheng et al., 2025 (arXiv:2507.18071, the widths from its section 5.1). With one
     advantage per sequence `gspo_token` is the same.
     """
-    x = jaxppo.sequence_log_ratio(log_probs, old_log_probs, mask)
+    x = jaxppo.log_ratio(log_probs, old_log_probs, mask)
+    s = jaxppo.sequence_log_ratio(log_probs, old_log_probs, mask)
     loss = jaxppo.clipped_surrogate(
-        x, advantages, clip_eps=clip_eps, clip_eps_high=clip_eps_high
+        s, advantages, clip_eps=clip_eps, clip_eps_high=clip_eps_high
     )
-    metrics = clipped(x, advantages, mask, clip_eps, clip_eps_high)
+    metrics = moved(x, mask) | outside(s, advantages, mask, clip_eps, clip_eps_high)
     return aggregate(loss, mask), metrics
 
 
@@ -140,11 +141,12 @@ def gspo_token(
 
     s_t = sg(s) pi / sg(pi) (Zheng et al., 2025, arXiv:2507.18071, section 4.3).
     """
-    x = jaxppo.sequence_token_log_ratio(log_probs, old_log_probs, mask)
+    x = jaxppo.log_ratio(log_probs, old_log_probs, mask)
+    s = jaxppo.sequence_token_log_ratio(log_probs, old_log_probs, mask)
     loss = jaxppo.clipped_surrogate(
-        x, advantages, clip_eps=clip_eps, clip_eps_high=clip_eps_high
+        s, advantages, clip_eps=clip_eps, clip_eps_high=clip_eps_high
     )
-    metrics = clipped(x, advantages, mask, clip_eps, clip_eps_high)
+    metrics = moved(x, mask) | outside(s, advantages, mask, clip_eps, clip_eps_high)
     return aggregate(loss, mask), metrics
 
 
@@ -246,7 +248,7 @@ def vapo(
         clip_eps_high=clip_eps_high,
     )
     value = jaxppo.token_mean(jaxppo.squared_value(values, returns, mask), mask)
-    nll = jaxppo.token_mean(-log_probs, mask & correct)
+    nll = jaxppo.token_mean(-log_probs, mask.astype(bool) & correct)
     losses = {"policy_loss": loss, "value_loss": value, "nll": nll}
     metrics |= jax.lax.stop_gradient(losses)
     return losses | {"value_loss": value * value_coef, "nll": nll * nll_coef}, metrics

@@ -199,4 +199,5 @@ def ema_baseline(
     some = jaxppo.masked_sum(jnp.ones_like(rewards), mask) > 0
     updated = decay * baseline + (1 - decay) * mean
     baseline = jnp.where(some, updated, baseline)
-    return rewards - baseline, baseline
+    keep = True if mask is None else mask
+    return jnp.where(keep, rewards - baseline, 0), baseline

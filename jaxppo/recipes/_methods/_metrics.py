@@ -7,7 +7,11 @@ import jaxppo
 
 
 def moved(log_ratio: jax.Array, mask: jax.Array | None) -> dict[str, jaxppo.Metric]:
-    """How far the policy has moved from the one that sampled."""
+    """How far the policy has moved from the one that sampled, by `log_ratio`'s tokens.
+
+    `jaxppo.learner` may stop at this `approx_kl`, which a log-ratio of sequences (its
+    mean, or sum) does not give.
+    """
     per_token = {
         "approx_kl": jaxppo.approx_kl_k3(log_ratio),
         "approx_kl_k1": jaxppo.approx_kl_k1(log_ratio),
@@ -28,15 +32,24 @@ def clipped(
     high: ScalarLike,
 ) -> dict[str, jaxppo.Metric]:
     """The same, and how often the ratio is out of [1 - low, 1 + high]."""
+    return moved(log_ratio, mask) | outside(log_ratio, advantages, mask, low, high)
+
+
+def outside(
+    log_ratio: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array | None,
+    low: ScalarLike,
+    high: ScalarLike,
+) -> dict[str, jaxppo.Metric]:
+    """How often, alone: for a ratio that is not the tokens', of a sequence say."""
     x = log_ratio
     per_token = {
         "clip_fraction": jaxppo.clip_fraction(x, clip_eps=low, clip_eps_high=high),
         "clip_fraction_lower": jaxppo.clip_fraction_lower(x, advantages, clip_eps=low),
         "clip_fraction_upper": jaxppo.clip_fraction_upper(x, advantages, clip_eps=high),
     }
-    return moved(x, mask) | jax.lax.stop_gradient(
-        {name: jaxppo.token_mean(term, mask) for name, term in per_token.items()}
-    )
+    return report(mask, **per_token)
 
 
 def report(mask: jax.Array | None, **per_token: jax.Array) -> dict[str, jaxppo.Metric]:

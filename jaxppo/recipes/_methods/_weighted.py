@@ -1,5 +1,7 @@
 """Methods that weigh the policy gradient instead of clipping the ratio."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
@@ -75,8 +77,9 @@ def topr(
     Le Roux et al., 2025 (arXiv:2503.14286): the ratio of whole answers, held in
     [0, cap], weighs those with A <= 0; the others have weight 1.
     """
-    x = jaxppo.trajectory_log_ratio(log_probs, old_log_probs, mask)
-    loss = jaxppo.topr(log_probs, x, advantages, mask, cap=cap)
+    x = jaxppo.log_ratio(log_probs, old_log_probs, mask)
+    s = jaxppo.trajectory_log_ratio(log_probs, old_log_probs, mask)
+    loss = jaxppo.topr(log_probs, s, advantages, mask, cap=cap)
     return jaxppo.sequence_sum(loss, mask), moved(x, mask)
 
 
@@ -124,10 +127,12 @@ def dro(
     own loss being `jaxppo.squared_value`. verl's `dro` and ROLL's `kimi15` take the
     square per token, which penalises less what the tokens of an answer have in common.
     """
-    x = jaxppo.trajectory_log_ratio(log_probs, ref_log_probs, mask)
+    x = jaxppo.log_ratio(log_probs, ref_log_probs, mask)
+    # Without a bound, as nothing is exponentiated: else long answers lose the penalty.
+    s = jaxppo.trajectory_log_ratio(log_probs, ref_log_probs, mask, max_abs=math.inf)
     terms = jaxppo.policy_gradient(log_probs, advantages, mask)
     answer = jaxppo.masked_sum(terms, mask, axis=-1, keepdims=True)
-    loss = jnp.broadcast_to(answer, x.shape) + kl_coef * jaxppo.kl_k2(x)
+    loss = jnp.broadcast_to(answer, s.shape) + kl_coef * jaxppo.kl_k2(s)
     return jaxppo.sequence_mean(loss, mask), moved(x, mask)
 
 
@@ -162,6 +167,7 @@ def luffy(
     Yan et al., 2025 (arXiv:2504.14945). `off_policy` is bool, `(batch, time)` or
     `(batch, 1)`; old_log_probs are not looked at there. Divided by all tokens.
     """
+    mask = mask.astype(bool)
     own, other = mask & ~off_policy, mask & off_policy
     x = jaxppo.log_ratio(log_probs, old_log_probs, own)
     loss = jnp.where(

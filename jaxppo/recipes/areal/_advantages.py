@@ -57,6 +57,7 @@ def token_rewards(
     last token that is not padding, where `gae` forgets it if the mask leaves that token
     out. Here it is on the mask's last.
     """
+    mask = mask.astype(bool)
     after = jnp.cumsum(mask[:, ::-1], -1, dtype=jnp.int32)[:, ::-1]
     last = mask & (after == 1)
     score = jnp.where(last, rewards[:, None], 0).astype(kl.dtype)
@@ -120,8 +121,8 @@ def group_centred(
     """(A - the group's mean) / (std + 1e-5) over all tokens, ddof 1.
 
     AReaL 1.0.4, data.py `Normalization`: mean of level "group", std of level "batch",
-    of what is left of A when its group's mean is subtracted. Fault: as in
-    `group_normalised`.
+    of what is left of A when its group's mean is subtracted. Fault: rows left over by
+    `group_size` keep their mean; they are refused here.
     """
     centred = _centred(advantages, mask, group_size)
     variance = jaxppo.masked_variance(centred, mask, ddof=1)
@@ -132,7 +133,7 @@ def leave_one_out(rewards: jax.Array, *, group_size: int) -> jax.Array:
     """RLOO's: less the mean of the others of the group; a group of one as it is.
 
     AReaL 1.0.4, data.py `Normalization` of the rewards: mean of level "group" with
-    `mean_leave1out`, no std. Fault: as in `group_normalised`.
+    `mean_leave1out`, no std. Fault: as in `group_centred`.
     """
     return jaxppo.leave_one_out_advantages(
         rewards, group_size=group_size, singleton=1.0
@@ -148,6 +149,5 @@ def _groups(
 
 
 def _centred(x: jax.Array, mask: jax.Array, group_size: int) -> jax.Array:
-    x, keep = _groups(x, mask, group_size)
-    mean = jaxppo.masked_mean(x, keep, axis=-1, keepdims=True)
-    return jnp.where(keep, x.astype(mean.dtype) - mean, 0).reshape(mask.shape)
+    grouped = jax.vmap(jaxppo.centred)(*_groups(x, mask, group_size))
+    return grouped.reshape(mask.shape)

@@ -27,7 +27,7 @@ def ppo(
     `importance_weight` and `actor_loss` are 0. `approx_kl` is log pi - log pi_old,
     whose sign is the wrong one on samples of pi_old: use `jaxppo.approx_kl_k1` instead.
     """
-    kept = mask if weights is None else mask & (weights > 0)
+    kept = mask if weights is None else mask.astype(bool) & (weights > 0)
     x = jaxppo.log_ratio(log_probs, old_log_probs, kept, max_abs=math.inf)
     drift = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     bounds = (clip_eps, clip_eps_high, dual_clip)
@@ -52,7 +52,7 @@ def sequence_ppo(
     GSPO's paper has 3e-4 and 4e-4. Fault: a mean over tokens weighs sequences by their
     length, which GSPO does not. Use `jaxppo.sequence_mean` instead.
     """
-    kept = mask if weights is None else mask & (weights > 0)
+    kept = mask if weights is None else mask.astype(bool) & (weights > 0)
     x = jaxppo.sequence_log_ratio(log_probs, old_log_probs, kept, max_abs=math.inf)
     drift = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     bounds = (clip_eps, clip_eps_high, dual_clip)

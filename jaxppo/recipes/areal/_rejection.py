@@ -107,7 +107,7 @@ def clamp_tokens(
     """Each token's ratio, held in [lower, upper].
 
     AReaL 1.0.4, functional.py `apply_rejection_sampling`: level "token", action
-    "clamp". Fault: with a KL as its metric, too: the bounds of nats hold the ratio.
+    "clamp".
     """
     x, drift = _drift(old_log_probs, rollout_log_probs, mask)
     held = jnp.clip(jnp.exp(x), lower, upper)
@@ -156,14 +156,14 @@ def _inside(
     statistic: jax.Array, mask: jax.Array, lower: ScalarLike, upper: ScalarLike
 ) -> jax.Array:
     """The mask's tokens within bounds; NaN is not."""
-    return mask & (statistic >= lower) & (statistic <= upper)
+    return mask.astype(bool) & (statistic >= lower) & (statistic <= upper)
 
 
 def _rejected(
     ratio: jax.Array, drift: jax.Array, inside: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, dict[str, jaxppo.Metric]]:
     weights = jnp.where(inside, ratio, 0)
-    return weights, _metrics(weights, drift, mask & ~inside, mask)
+    return weights, _metrics(weights, drift, ~inside, mask)
 
 
 def _clamped(
@@ -176,7 +176,7 @@ def _clamped(
 def _metrics(
     weights: jax.Array, drift: jax.Array, filtered: jax.Array, mask: jax.Array
 ) -> dict[str, jaxppo.Metric]:
-    kept = mask & (weights > 0)
+    kept = mask.astype(bool) & (weights > 0)
     return {
         "behave_imp_weight": jaxppo.token_mean(weights, kept),
         "behave_approx_kl": jaxppo.token_mean(drift, kept),

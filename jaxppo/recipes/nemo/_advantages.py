@@ -82,6 +82,7 @@ def token_rewards(
     NeMo-RL 7ea279ab, `GeneralizedAdvantageEstimator`; `penalty` is `kl_coef *
     nemo.kl(...)` with `use_kl_in_reward`.
     """
+    mask = mask.astype(bool)
     later = jnp.cumsum(mask[:, ::-1], -1, dtype=jnp.int32)[:, ::-1]
     at_end = jnp.where(mask & (later == 1), rewards[:, None], 0)
     return jnp.where(mask, at_end - penalty, 0)
@@ -106,10 +107,9 @@ def gae(
     """
     advantages = jaxppo.gae(token_rewards, values, gamma, lambda_=lambda_, mask=mask)
     targets = jaxppo.gae(token_rewards, values, gamma, lambda_=lambda_value, mask=mask)
-    mean = jaxppo.masked_mean(advantages.advantages, mask)
-    variance = jaxppo.masked_variance(advantages.advantages, mask, ddof=1)
-    whitened = (advantages.advantages - mean) * jax.lax.rsqrt(variance + 1e-8)
-    return jaxppo.Advantages(jnp.where(mask, whitened, 0), targets.returns)
+    centred = jaxppo.centred(advantages.advantages, mask)
+    variance = jaxppo.masked_variance(centred, mask, ddof=1)
+    return jaxppo.Advantages(centred * jax.lax.rsqrt(variance + 1e-8), targets.returns)
 
 
 def distillation_advantages(
@@ -124,7 +124,6 @@ def distillation_advantages(
 
 
 def _normalised(x: jax.Array, mask: jax.Array) -> jax.Array:
-    x = jnp.where(mask, x, 0)
-    variance = jaxppo.masked_variance(x, mask)
-    centred = x - jaxppo.masked_mean(x, mask)
-    return jnp.where(mask, centred * jax.lax.rsqrt(jnp.maximum(variance, 1e-8)), 0)
+    centred = jaxppo.centred(jnp.where(mask, x, 0), mask)
+    variance = jaxppo.masked_variance(centred, mask)
+    return centred * jax.lax.rsqrt(jnp.maximum(variance, 1e-8))

@@ -106,6 +106,6 @@ def positive_nll(
     default); `rewards` has one entry per sequence. Fault: it is divided by each
     microbatch's own count, and the quotients are added. Merge this `Mean` instead.
     """
-    right = mask & (rewards > 0)[:, None]
+    right = mask.astype(bool) & (rewards > 0)[:, None]
     loss = jaxppo.token_mean(-log_probs, right)
     return loss, jax.lax.stop_gradient({"positive_nll_loss": loss})

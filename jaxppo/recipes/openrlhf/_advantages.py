@@ -20,6 +20,7 @@ def token_rewards(
     OpenRLHF 0.11.2, utils.py `compute_reward`; rewards are `(batch,)`, held in [-10,
     10], kl is `approx_kl` or zeros. A coefficient below 0 counts as 0.
     """
+    mask = mask.astype(bool)
     after = jnp.cumsum(mask[:, ::-1], -1, dtype=jnp.int32)[:, ::-1]
     score = jnp.clip(rewards, -reward_clip, reward_clip)[:, None]
     score = jnp.where(mask & (after == 1), score, 0).astype(kl.dtype)
@@ -186,8 +187,7 @@ def whiten(x: jax.Array, mask: jax.Array, *, scale_by_std: bool = True) -> jax.A
     """
     variance = jaxppo.masked_variance(x, mask)
     scale = jax.lax.rsqrt(jnp.maximum(variance, 1e-8)) if scale_by_std else 1.0
-    centred = x.astype(variance.dtype) - jaxppo.masked_mean(x, mask)
-    return jnp.where(mask, centred * scale, 0)
+    return jaxppo.centred(x, mask) * scale
 
 
 def stop_properly_penalty(

@@ -25,7 +25,7 @@ def clip_weights(
     """
     x = _drift(old_log_probs, rollout_log_probs, mask)
     held = jaxppo.truncated_weights(x, cap=high, floor=low)
-    inside = mask & (jnp.exp(x) >= low) & (jnp.exp(x) <= high)
+    inside = mask.astype(bool) & (jnp.exp(x) >= low) & (jnp.exp(x) <= high)
     return held, _rollout_metrics(x, inside, mask)
 
 
@@ -42,7 +42,7 @@ def mask_weights(
     OpenRLHF 0.11.2, loss.py `PolicyLoss`: level "token", mode "mask" (IcePop).
     """
     x = _drift(old_log_probs, rollout_log_probs, mask)
-    inside = mask & (jnp.exp(x) >= low) & (jnp.exp(x) <= high)
+    inside = mask.astype(bool) & (jnp.exp(x) >= low) & (jnp.exp(x) <= high)
     return jnp.where(inside, jnp.exp(x), 0), _rollout_metrics(x, inside, mask)
 
 
@@ -61,7 +61,7 @@ def sequence_mask_weights(
     """
     x = _drift(old_log_probs, rollout_log_probs, mask)
     ratio = jnp.exp(jaxppo.masked_mean(x, mask, axis=-1, keepdims=True))
-    inside = mask & (ratio >= low) & (ratio <= high)
+    inside = mask.astype(bool) & (ratio >= low) & (ratio <= high)
     return jnp.where(inside, jnp.exp(x), 0), _rollout_metrics_by_row(x, inside, mask)
 
 
@@ -83,7 +83,7 @@ def divergence_weights(
     """
     x = _drift(old_log_probs, rollout_log_probs, mask)
     distance = _distance(divergence, old_log_probs, rollout_log_probs, mask)
-    inside = mask & (distance <= high)
+    inside = mask.astype(bool) & (distance <= high)
     return jnp.where(inside, jnp.exp(x), 0), _rollout_metrics(x, inside, mask)
 
 
@@ -103,7 +103,7 @@ def sequence_divergence_weights(
     x = _drift(old_log_probs, rollout_log_probs, mask)
     distance = _distance(divergence, old_log_probs, rollout_log_probs, mask)
     distance = jaxppo.masked_mean(distance, mask, axis=-1, keepdims=True)
-    inside = mask & (distance <= high)
+    inside = mask.astype(bool) & (distance <= high)
     return jnp.where(inside, jnp.exp(x), 0), _rollout_metrics_by_row(x, inside, mask)
 
 

@@ -55,7 +55,6 @@ def masked_whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
     by default.
     """
     variance = jaxppo.masked_variance(x, mask, ddof=1)
-    x = x.astype(variance.dtype)
-    white = (x - jaxppo.masked_mean(x, mask)) * jax.lax.rsqrt(variance + 1e-8)
+    white = jaxppo.centred(x, mask) * jax.lax.rsqrt(variance + 1e-8)
     several = jnp.sum(mask.astype(bool), dtype=jnp.int32) > 1
-    return jnp.where(mask, jnp.where(several, white, x), 0)
+    return jnp.where(several, white, jnp.where(mask, x, 0))

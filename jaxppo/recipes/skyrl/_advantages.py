@@ -77,7 +77,7 @@ def reinforce_plus_plus_advantages(
     answer has no part in the outcome. Use `jaxppo.discounted_returns(token_rewards,
     gamma, mask=mask)` instead.
     """
-    following = jnp.roll(mask, -1, -1).astype(token_rewards.dtype)
+    following = jnp.roll(mask.astype(bool), -1, -1).astype(token_rewards.dtype)
     rewards = jnp.where(mask, token_rewards, 0)
     returns = jaxppo.discounted_returns(rewards, gamma * following)
     return jaxppo.Advantages(_whitened(returns, mask), returns)
@@ -104,5 +104,4 @@ def gae(
 def _whitened(x: jax.Array, mask: jax.Array) -> jax.Array:
     """(x - mean) / sqrt(variance + 1e-8), with ddof 1, 0 under the mask."""
     variance = jaxppo.masked_variance(x, mask, ddof=1)
-    centred = jnp.where(mask, x - jaxppo.masked_mean(x, mask), 0)
-    return centred * jax.lax.rsqrt(variance + 1e-8)
+    return jaxppo.centred(x, mask) * jax.lax.rsqrt(variance + 1e-8)

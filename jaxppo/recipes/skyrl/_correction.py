@@ -81,10 +81,11 @@ def outlier_mask(
     SkyRL a9564572, off_policy_correction_utils.py `compute_outlier_token_mask`; off by
     default. It comes first, and what it rejects is not in the statistics of the others.
     """
+    mask = mask.astype(bool)
     ratio = jnp.exp(jaxppo.log_ratio(old_log_probs, rollout_log_probs, mask))
     over = jnp.any(mask & (ratio > high), -1, keepdims=True)
     under = jnp.any(mask & (ratio < low), -1, keepdims=True)
-    return mask & ~(over | under), _rejected("outlier_seq", over, under)
+    return _without(mask, "outlier_seq", over, under)
 
 
 def sequence_mask(
@@ -102,7 +103,7 @@ def sequence_mask(
     x = jaxppo.log_ratio(old_log_probs, rollout_log_probs, mask, max_abs=math.inf)
     x = jnp.clip(jaxppo.masked_mean(x, mask, axis=-1, keepdims=True), -20, 20)
     over, under = jnp.exp(x) > high, jnp.exp(x) < low
-    return mask & ~(over | under), _rejected("geo_sequence_mask", over, under)
+    return _without(mask, "geo_sequence_mask", over, under)
 
 
 def trajectory_mask(
@@ -119,7 +120,7 @@ def trajectory_mask(
     """
     x = _total(old_log_probs, rollout_log_probs, mask)
     over, under = jnp.exp(x) > high, jnp.exp(x) < low
-    return mask & ~(over | under), _rejected("product_sequence_mask", over, under)
+    return _without(mask, "product_sequence_mask", over, under)
 
 
 def ratio_metrics(
@@ -148,10 +149,10 @@ def _total(
     return jnp.clip(jaxppo.masked_sum(x, mask, axis=-1, keepdims=True), -20, 20)
 
 
-def _rejected(name: str, over: jax.Array, under: jax.Array) -> dict[str, jaxppo.Metric]:
-    """Shares of all sequences."""
+def _without(mask: jax.Array, name: str, over: jax.Array, under: jax.Array) -> Masked:
+    """The mask without these sequences, and their shares of all."""
     parts = {"masked": over | under, "over_high": over, "under_low": under}
-    return {
+    return mask.astype(bool) & ~(over | under), {
         f"{name}_{part}_ratio": jaxppo.token_mean(x.astype(jnp.float32))
         for part, x in parts.items()
     }

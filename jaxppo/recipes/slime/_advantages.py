@@ -28,6 +28,7 @@ def token_rewards(rewards: jax.Array, kl: jax.Array, mask: jax.Array) -> jax.Arr
     `get_reinforce_plus_plus_returns`; for "ppo" loss.py puts the reward at the last
     token whether the mask counts it or not.
     """
+    mask = mask.astype(bool)
     later = jnp.cumsum(mask[:, ::-1], -1, dtype=jnp.int32)[:, ::-1]
     at_end = jnp.where(mask & (later == 1), rewards[:, None], 0)
     return jnp.where(mask, at_end - kl, 0)
@@ -82,6 +83,5 @@ def whitened(advantages: jax.Array, mask: jax.Array) -> jax.Array:
     Fault: its variance is E[A^2] - E[A]^2, which cancels where the mean is large. Here
     it does not.
     """
-    centred = advantages - jaxppo.masked_mean(advantages, mask)
     variance = jaxppo.masked_variance(advantages, mask, ddof=1)
-    return jnp.where(mask, centred * jax.lax.rsqrt(variance + 1e-8), 0)
+    return jaxppo.centred(advantages, mask) * jax.lax.rsqrt(variance + 1e-8)

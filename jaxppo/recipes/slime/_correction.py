@@ -33,7 +33,7 @@ def opsm(
     keep = jaxppo.off_policy_sequence_mask(
         jax.lax.stop_gradient(x), advantages, mask, threshold=threshold
     )
-    dropped = (mask & ~keep).astype(x.dtype)
+    dropped = (mask.astype(bool) & ~keep).astype(x.dtype)
     metrics: dict[str, jaxppo.Metric] = {
         "opsm_clipfrac": jaxppo.token_sum(jaxppo.masked_mean(dropped, mask, axis=-1))
     }
@@ -85,19 +85,24 @@ def mis_weights(
     *,
     level: Callable[..., jax.Array] = jaxppo.log_ratio,
     cap: ScalarLike = 2.0,
-    floor: ScalarLike = 0.0,
+    floor: ScalarLike | None = None,
     aggregate: jaxppo.Aggregator = row_mean,
 ) -> tuple[jax.Array, dict[str, jaxppo.Metric]]:
-    """MIS: pi_old / pi_rollout at some level, held in [floor, cap].
+    """MIS: pi_old / pi_rollout at some level, at most `cap`; or held in [floor, cap].
 
     slime 624b824a, examples/train_infer_mismatch_helper/mis.py `compute_mis_weights`:
     "token", "sequence" and "geometric" are `jaxppo.log_ratio`, `trajectory_log_ratio`
-    and `sequence_log_ratio`; "truncate" has no floor, and "clip" 1 / cap by default.
-    For `tis_batch_normalize` pass them to `jaxppo.normalised_weights`.
+    and `sequence_log_ratio`. Without a floor it is "truncate", its default; with one,
+    "clip", for which 1 / cap is. Each reports its shares under its own names. For
+    `tis_batch_normalize` pass them to `jaxppo.normalised_weights`.
     """
     ratio = _mis_ratio(level, old_log_probs, rollout_log_probs, mask)
     weights = jnp.clip(ratio, floor, cap)
-    metrics = _outside("tis_clip", ratio, floor, cap, mask, aggregate)
+    if floor is None:
+        share = aggregate((ratio > cap).astype(ratio.dtype), mask)
+        metrics: dict[str, jaxppo.Metric] = {"tis_truncate_fraction": share}
+    else:
+        metrics = _outside("tis_clip", ratio, floor, cap, mask, aggregate)
     metrics["tis_weight_before_bound"] = aggregate(ratio, mask)
     metrics["tis_weight_after_bound"] = aggregate(weights, mask)
     return jnp.where(mask, weights, 0), metrics
@@ -136,6 +141,7 @@ def mis_veto(
     slime 624b824a, mis.py `calculate_veto_mask`; on top of `mis_mask`.
     """
     x = jaxppo.log_ratio(old_log_probs, rollout_log_probs, mask, max_abs=math.inf)
+    mask = mask.astype(bool)
     below = mask & (x < jnp.log(threshold))
     vetoed = jnp.broadcast_to(jnp.any(below, -1, keepdims=True), mask.shape)
     tokens = {

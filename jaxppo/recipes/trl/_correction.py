@@ -107,7 +107,7 @@ def _drift(
     log_probs: jax.Array, rollout_log_probs: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The log-ratio, 0 where the sampler's is not known, and where it is."""
-    known = mask & ~jnp.isnan(rollout_log_probs)
+    known = mask.astype(bool) & ~jnp.isnan(rollout_log_probs)
     x = jaxppo.log_ratio(log_probs, rollout_log_probs, known, max_abs=math.inf)
     return x, known
 

@@ -138,7 +138,7 @@ def opo(rewards: jax.Array, mask: jax.Array, *, group_ids: jax.Array) -> jax.Arr
 
     verl 0.9.1, `compute_opo_outcome_advantage`.
     """
-    lengths = jnp.sum(mask, -1).astype(rewards.dtype)
+    lengths = jnp.sum(mask.astype(bool), -1).astype(rewards.dtype)
     scores = jaxppo.group_advantages(
         _outcome(rewards),
         group_ids=group_ids,
@@ -246,5 +246,5 @@ def _spread(scores: jax.Array, mask: jax.Array) -> jax.Array:
 
 def _whiten(x: jax.Array, mask: jax.Array) -> jax.Array:
     """(x - mean) / sqrt(var + 1e-8), with ddof 1."""
-    deviation = jnp.sqrt(jaxppo.masked_variance(x, mask, ddof=1) + 1e-8)
-    return jnp.where(mask, (x - jaxppo.masked_mean(x, mask)) / deviation, 0)
+    variance = jaxppo.masked_variance(x, mask, ddof=1)
+    return jaxppo.centred(x, mask) / jnp.sqrt(variance + 1e-8)

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
 import jaxppo
@@ -76,8 +77,7 @@ def kl_in_reward(
 
     verl 0.9.1, `ray_trainer.apply_kl_penalty`.
     """
-    _, kl = jax.lax.stop_gradient((rewards, kl))
-    return rewards - kl_coef * jax.numpy.where(mask, kl, 0)
+    return rewards - kl_coef * jnp.where(mask, jax.lax.stop_gradient(kl), 0)
 
 
 def kl_control(

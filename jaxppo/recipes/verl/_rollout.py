@@ -132,6 +132,7 @@ def rejection(
     bounds are written as those of pi_old / pi_rollout: they are the wrong way round
     unless one is the other's inverse.
     """
+    mask = mask.astype(bool)
     floor = -math.inf if low is None else low
     keep = jaxppo.rejection_mask(statistic, mask, low=floor, high=high)
     name = f"{PREFIX}rs_{option}"
@@ -150,7 +151,7 @@ def combined(
 
     verl 0.9.1, `compute_rollout_rejection_mask` with a list of options.
     """
-    keep, metrics = mask, {}
+    keep, metrics = mask.astype(bool), {}
     for kept, more in rejections:
         keep, metrics = keep & kept, metrics | more
     return keep, metrics | _rejected(keep, mask)
@@ -288,7 +289,7 @@ def _outside(
 
 
 def _rejected(keep: jax.Array, mask: jax.Array) -> Metrics:
-    rejected = mask & ~keep
+    rejected = mask.astype(bool) & ~keep
     metrics: Metrics = {
         "masked_fraction": _mean(rejected, mask),
         "seq_masked_fraction": _rows(jnp.any(rejected, -1)),
