@@ -113,52 +113,41 @@ def token_log_probs(
     vocab_dim = 1 if vocab_last else 0
     shards = _mesh.shards(fn, targets, unembed, vocab_dim, vocab_axis, token_spec)
 
-    def on_shard(axes, tokens, words, rest):
+    def on_shard(axes, tokens, words, softcap):
+        hidden, targets, keep, temperature = tokens
         (unembed, _), (bias, _) = words
-        return _on_shard(plan, axes, *tokens, unembed, bias, *rest, vocab_last)
+        found, targets = math.inside(targets, unembed.shape[vocab_dim], axes)
+        valid = found if keep is None else found & keep
+        head = math.make_head(
+            hidden, unembed, bias, softcap, temperature, valid, vocab_last
+        )
+        how = partial(plan, masked=keep is not None)
+        return _on_shard(how, axes, head, targets, valid)
 
     tokens = hidden, targets, keep, temperature
     words = [(unembed, vocab_dim), (bias, 0)]
     if shards is None:
-        return on_shard(_mesh.names(vocab_axis), tokens, words, (softcap,))
+        return on_shard(_mesh.names(vocab_axis), tokens, words, softcap)
     run = partial(on_shard, shards.words)
-    return shards.run(run, tokens, words, (softcap,), "tokens")
+    return shards.run(run, tokens, words, softcap, "tokens")
 
 
-def _on_shard(
-    plan,
-    vocab_axes,
-    hidden,
-    targets,
-    keep,
-    temperature,
-    unembed,
-    bias,
-    softcap,
-    vocab_last,
-) -> TokenLogProbs:
+def _on_shard(plan, vocab_axes, head, targets, valid) -> TokenLogProbs:
     """Of this device's tokens, and words."""
-    shape = targets.shape
-    vocab = unembed.shape[1 if vocab_last else 0]
-    found, targets = math.inside(targets, vocab, vocab_axes)
-    valid = found if keep is None else found & keep
-    d = hidden.shape[-1]
+    shape, d = targets.shape, head.hidden.shape[1]
     if not targets.size:
-        empty = jnp.zeros(shape, temperature.dtype)
+        empty = jnp.zeros(shape, head.inv_temperature.dtype)
         return TokenLogProbs(empty, empty, empty)
-    targets = targets.ravel()
-    head = math.make_head(
-        hidden, unembed, bias, softcap, temperature, valid, vocab_last
-    )
-    valid = valid.ravel()
+    targets, valid = targets.ravel(), valid.ravel()
     axes = _mesh.varies(head, targets, valid)
     targets, valid = _mesh.varying((targets, valid), axes - set(vocab_axes))
     head = _mesh.varying(head, axes | set(vocab_axes))
-    how = plan(len(valid), head.vocab_size, d, masked=keep is not None)
+    how = plan(len(valid), head.vocab_size, d)
     if how.mode == "reference":
         out = _reference(head, targets, vocab_axes)
     else:
-        compact = keep is not None and how.token_block < len(valid)
+        masked = plan.keywords["masked"]
+        compact = masked and how.token_block < len(valid)
         out = _streamed(Setup(how, compact, vocab_axes), head, targets, valid)
     return TokenLogProbs(*(jnp.where(valid, x, 0).reshape(shape) for x in out))
 
@@ -195,12 +184,8 @@ def _streamed_bwd(setup, saved, cotangents):
     head, targets, valid, out, kept = saved
     order = _order(setup, valid)
     gather = (lambda x: x) if order is None else order.gather
-    slope = math.slope_of(
-        *jax.tree.map(gather, (out, TokenLogProbs(*cotangents))),
-        gather(targets),
-        head,
-        setup.vocab_axes,
-    )
+    out, grads = jax.tree.map(gather, (out, TokenLogProbs(*cotangents)))
+    slope = math.slope_of(out, grads, gather(targets), head, setup.vocab_axes)
     dh, dw, db = _stream.backward(
         (head if order is None else order.of(head),),
         Blocks(*setup.plan[1:]),

@@ -127,13 +127,19 @@ def head_kl(
     keep = _mesh.full_like(hidden[..., 0], True) if keep is None else keep
     shards = _mesh.shards(fn, keep, unembed, vocab_dim, vocab_axis, token_spec)
 
-    def on_shard(axes, tokens, words, rest):
+    def on_shard(axes, tokens, words, softcap):
         hidden, ref_hidden, keep, temperature = tokens
         (unembed, _), (ref_unembed, _), (bias, _), (ref_bias, _) = words
         heads = (
-            make_head(hidden, unembed, bias, *rest, temperature, keep, vocab_last),
+            make_head(hidden, unembed, bias, softcap, temperature, keep, vocab_last),
             make_head(
-                ref_hidden, ref_unembed, ref_bias, *rest, temperature, keep, vocab_last
+                ref_hidden,
+                ref_unembed,
+                ref_bias,
+                softcap,
+                temperature,
+                keep,
+                vocab_last,
             ),
         )
         return _on_shard(plan, axes, heads, keep)
@@ -142,9 +148,9 @@ def head_kl(
     words = [(x, vocab_dim) for x in (unembed, ref_unembed)]
     words += [(bias, 0), (ref_bias, 0)]
     if shards is None:
-        return on_shard(_mesh.names(vocab_axis), tokens, words, (softcap,))
+        return on_shard(_mesh.names(vocab_axis), tokens, words, softcap)
     run = partial(on_shard, shards.words)
-    return shards.run(run, tokens, words, (softcap,), "tokens")
+    return shards.run(run, tokens, words, softcap, "tokens")
 
 
 def _on_shard(plan, vocab_axes, heads, keep) -> HeadKL:
@@ -219,11 +225,10 @@ def _fwd(setup, heads) -> tuple[HeadKL, jax.Array, jax.Array]:
     sums = Sums(low, zero, zero, low, zero, zero)
     sums, _ = _stream.forward(heads, blocks, absorb, sums)
     if vocab_axes:
-        tops = jax.lax.pmax((sums.top, sums.ref_top), vocab_axes)
-        sums = _rescaled(sums, *tops)
-        parts = sums.total, sums.moment, sums.ref_total, sums.ref_moment
-        parts = jax.lax.psum(parts, vocab_axes)
-        sums = Sums(tops[0], *parts[:2], tops[1], *parts[2:])
+        top, ref_top = jax.lax.pmax((sums.top, sums.ref_top), vocab_axes)
+        sums = _rescaled(sums, top, ref_top)
+        added = jax.lax.psum(sums, vocab_axes)
+        sums = added._replace(top=top, ref_top=ref_top)
     lse = sums.top + jnp.log(sums.total)
     ref_lse = sums.ref_top + jnp.log(sums.ref_total)
     kl = HeadKL(

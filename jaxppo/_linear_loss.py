@@ -136,13 +136,13 @@ def linear_policy_loss(
             "of items. Shard the first axis only, or use `token_log_probs`."
         )
 
-    def on_shard(axes, tokens, words, rest):
+    def on_shard(axes, tokens, words, softcap):
         hidden, targets, keep, temperature, batch = tokens
         (unembed, _), (bias, _) = words
         valid, targets = _head_math.inside(targets, unembed.shape[vocab_dim], axes)
         valid = valid if keep is None else valid & keep
         head = _head_math.make_head(
-            hidden, unembed, bias, *rest, temperature, valid, vocab_last
+            hidden, unembed, bias, softcap, temperature, valid, vocab_last
         )
         n, each = len(targets), math.prod(targets.shape[1:])
         fit = cache_bytes // (4 * head.vocab_size * each)
@@ -160,15 +160,15 @@ def linear_policy_loss(
     tokens = hidden, targets, keep, temperature, batch
     words = [(unembed, vocab_dim), (bias, 0)]
     if shards is None:
-        return on_shard(_mesh.names(vocab_axis), tokens, words, (softcap,))
+        return on_shard(_mesh.names(vocab_axis), tokens, words, softcap)
 
-    def whole(tokens, words, rest):
-        out = on_shard(shards.words, tokens, words, rest)
+    def whole(tokens, words, softcap):
+        out = on_shard(shards.words, tokens, words, softcap)
         over = _mesh.names(shards.tokens[0])
         reduce = lambda m: m.all_reduce(over) if over else m
         return jax.tree.map(reduce, out, is_leaf=is_metric)
 
-    return shards.run(whole, tokens, words, (softcap,), "sums")
+    return shards.run(whole, tokens, words, softcap, "sums")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -129,7 +129,7 @@ def shards(
             raise ValueError(
                 f"{fn}: `vocab_axis` = {vocab_axis!r}, but `unembed` does not vary "
                 f"over {sorted(missing)} (manual axes: {sorted(manual)}): each device "
-                "would count the same words. Shard its words over that axis (`in_specs`), "
+                "would count the same words. Shard its words (`in_specs`), "
                 "leave `vocab_axis` out, or, if they are sharded, do not turn off "
                 "`shard_map`'s `check_vma`: gradients would be divided by the axis."
             )

@@ -69,8 +69,8 @@ def selective_log_softmax(
     targets = jnp.where(valid, targets, 0).astype(jnp.int32)
     valid = valid if keep is None else valid & keep
     inverse = jax.lax.stop_gradient(1 / jnp.where(valid, temperature, 1))
-    out = _selective(logits, targets, valid, inverse)
-    return tuple(jnp.where(valid, x, 0) for x in out[:2])
+    log_probs, entropy, _ = _selective(logits, targets, valid, inverse)
+    return jnp.where(valid, log_probs, 0), jnp.where(valid, entropy, 0)
 
 
 @jax.custom_vjp
