@@ -361,3 +361,55 @@ def test_one_width_is_that_of_both_sides(name):
     np.testing.assert_allclose(*by_default, rtol=1e-6)
     np.testing.assert_allclose(*alone, rtol=1e-6)
     assert not np.isclose(*apart, rtol=1e-4)
+
+
+METHODS = {
+    "cispo": dict(low=0.0, high=5.0),
+    "clip_cov": dict(clip_eps=0.2, fraction=0.0002, low=1.0, high=5.0),
+    "dapo": dict(clip_eps=0.2, clip_eps_high=0.28),
+    "decoupled_ppo": dict(clip_eps=0.2, cap=INF),
+    "discovered_po": dict(alpha=2.0, beta=0.6),
+    "dppo_kl": dict(low=0.05, high=0.05),
+    "dppo_tv": dict(low=0.15, high=0.15),
+    "dr_grpo": dict(clip_eps=0.2),
+    "dro": dict(kl_coef=1.0),
+    "ema_baseline": dict(decay=0.95),
+    "gmpo": dict(clip_eps=0.4),
+    "grpo": dict(clip_eps=0.2, kl_coef=0.04),
+    "gspo": dict(clip_eps=0.0003, clip_eps_high=0.0004),
+    "gspo_token": dict(clip_eps=0.0003, clip_eps_high=0.0004),
+    "icepop": dict(clip_eps=0.2, low=0.5, high=5.0),
+    "ipo": dict(threshold=0.1, kl_coef=0.001),
+    "kimi": dict(kl_coef=0.1),
+    "kl_cov": dict(fraction=0.002, kl_coef=1.0),
+    "luffy": dict(clip_eps=0.2, gamma=0.1),
+    "luspo": dict(clip_eps=0.002, clip_eps_high=0.0025),
+    "m2po": dict(threshold=0.04),
+    "maxrl_advantages": dict(eps=1e-06),
+    "on_policy_distillation": dict(kl_coef=1.0),
+    "opsm": dict(clip_eps=0.2),
+    "ppo": dict(clip_eps=0.2),
+    "ppo_penalty": dict(kl_coef=1.0),
+    "ppo_penalty_coef": dict(target=0.01, init_coef=1.0),
+    "reinforce_pp": dict(clip_eps=0.2),
+    "reinforce_pp_advantages": dict(gamma=1.0),
+    "reinforce_pp_baseline": dict(clip_eps=0.2, kl_coef=0.0001),
+    "sapo": dict(temperature=1.0, temperature_negative=1.05),
+    "sequence_masked_tis": dict(clip_eps=0.2, low=0.999, high=1.002),
+    "spo": dict(clip_eps=0.2),
+    "tis": dict(clip_eps=0.2, cap=2.0),
+    "topr": dict(cap=1.0),
+    "vapo": dict(clip_eps=0.2, clip_eps_high=0.28, value_coef=1.0, nll_coef=0.1),
+    "vapo_advantages": dict(alpha=0.05),
+    "vespo": dict(k=2.0, lambda_=3.0, k_negative=3.0, lambda_negative=2.0),
+}
+
+
+def test_numbers_of_the_methods():
+    """The papers', or what a docstring says instead."""
+    numbers = {
+        name: {k: x for k, x in defaults(f).items() if type(x) in (int, float)}
+        for name, f in RECIPES.items()
+        if "." not in name
+    }
+    assert {name: x for name, x in numbers.items() if x} == METHODS
