@@ -75,8 +75,9 @@ def head_plan(
         worth = hidden_size >= (512 if on_cpu else 1)
         fits = 4 * num_tokens * vocab_size <= cache_bytes
         mode = "cached" if worth and fits else "recompute"
-    if on_cpu:  # a block of 2 MiB to 4 MiB stays in the processor's cache
-        tokens, words = 1024, 512
+    # Masked tokens are left out a block at a time: smaller ones leave out more.
+    if on_cpu:  # 2 MiB stay in the processor's cache
+        tokens, words = (128, 4096) if masked else (1024, 512)
     else:
         tokens, words = (2048 if masked else 4096), 4096
     return HeadPlan(
