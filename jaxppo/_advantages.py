@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import _checks
@@ -77,10 +78,8 @@ def gae(
     rewards, values = _checks.arrays(fn, mask, rewards=rewards, values=values)
     _checks.has_time(fn, rewards=rewards)
     keep = _checks.valid(fn, mask, rewards=rewards)
-    discounts = _checks.per_step(
-        fn, "discounts", discounts, "[0, 1]", mask, rewards=rewards
-    )
-    lambda_ = _checks.per_step(fn, "lambda_", lambda_, "[0, 1]", mask, rewards=rewards)
+    discounts = _steps(fn, "discounts", discounts, mask, rewards)
+    lambda_ = _steps(fn, "lambda_", lambda_, mask, rewards)
     if keep is not None and next_values is None:
         last = _last(fn, bootstrap_value, values)
         steps = rewards, values, discounts, lambda_, keep
@@ -125,9 +124,7 @@ def discounted_returns(
     (rewards,) = _checks.arrays(fn, mask, rewards=rewards)
     _checks.has_time(fn, rewards=rewards)
     keep = _checks.valid(fn, mask, rewards=rewards)
-    discounts = _checks.per_step(
-        fn, "discounts", discounts, "[0, 1]", mask, rewards=rewards
-    )
+    discounts = _steps(fn, "discounts", discounts, mask, rewards)
     last = _last(fn, bootstrap_value, rewards)
     return _backwards(rewards, discounts, keep, last)
 
@@ -190,10 +187,8 @@ def vtrace(
     )
     _checks.has_time(fn, rewards=rewards)
     keep = _checks.valid(fn, mask, rewards=rewards)
-    discounts = _checks.per_step(
-        fn, "discounts", discounts, "[0, 1]", mask, rewards=rewards
-    )
-    lambda_ = _checks.per_step(fn, "lambda_", lambda_, "[0, 1]", mask, rewards=rewards)
+    discounts = _steps(fn, "discounts", discounts, mask, rewards)
+    lambda_ = _steps(fn, "lambda_", lambda_, mask, rewards)
     rho_clip = _checks.number(fn, "rho_clip", rho_clip, "(0, inf]", rewards.dtype)
     c_clip = _checks.number(fn, "c_clip", c_clip, "(0, inf]", rewards.dtype)
     ratio = jnp.exp(log_ratio)
@@ -279,6 +274,14 @@ def _last(fn: str, bootstrap_value: Array | None, like: Array) -> Array:
     return bootstrap_value.astype(like.dtype)
 
 
+def _steps(fn: str, name: str, value: Steps, mask: Any, rewards: Array) -> Array:
+    """An array per step; of a number, one step that stands for all of them."""
+    if np.ndim(value):
+        return _checks.per_step(fn, name, value, "[0, 1]", mask, rewards=rewards)
+    number = _checks.number(fn, name, value, "[0, 1]", rewards.dtype)
+    return number.reshape((1,) * rewards.ndim)
+
+
 def _times(discounts: Array, x: Array) -> Array:
     # A terminal step discounts by 0 whatever it led to: 0 * NaN would be NaN.
     return discounts * jnp.where(discounts == 0, 0, x)
@@ -348,6 +351,7 @@ def _in_rounds(x: Array, decay: Array, last: Array) -> Array:
         (x_later, decay_later), (x, decay) = later, earlier
         return x + _times(decay, x_later), decay * decay_later
 
+    decay = jnp.broadcast_to(decay, x.shape)
     y, whole = jax.lax.associative_scan(
         joined, (x, decay), reverse=True, axis=x.ndim - 1
     )
@@ -355,8 +359,15 @@ def _in_rounds(x: Array, decay: Array, last: Array) -> Array:
 
 
 def _scan(step: Callable, carry: Any, xs: tuple[Array, ...]) -> Array:
-    xs = tuple(jnp.moveaxis(x, -1, 0) for x in xs)
-    _, ys = jax.lax.scan(step, carry, xs, reverse=True)
+    """Backwards along the last axis; what has one entry there is the same at each."""
+    moved = [jnp.moveaxis(x, -1, 0) for x in xs]
+
+    def each(carry, now):
+        rest = iter(now)
+        return step(carry, [x[0] if len(x) == 1 else next(rest) for x in moved])
+
+    along = [x for x in moved if len(x) != 1]
+    _, ys = jax.lax.scan(each, carry, along, length=len(moved[0]), reverse=True)
     return jnp.moveaxis(ys, 0, -1)
 
 
