@@ -30,7 +30,7 @@ from parity.live import stubs
 
 COEF = dict(clip_eps=0.2, value_clip_eps=0.5, entropy_coef=0.01, kl_coef=0.001)
 GAE, OURS, COPY = (
-    "jaxppo.gae, as on this platform",
+    "jaxppo.gae and whiten",
     "jaxppo.ppo_loss",
     "x + 1 of inputs",
 )
@@ -39,6 +39,15 @@ NAMES = [
     *("returns", "entropy", "ref_log_probs"),
 ]
 WRT = ("log_probs", "values", "entropy")  # what has a gradient
+METRICS = {
+    OURS: None,
+    "with three metrics, as verl": (
+        "approx_kl_k1",
+        "clip_fraction",
+        "clip_fraction_lower",
+    ),
+    "with one metric": ("clip_fraction",),
+}
 
 
 def draw(rows: int, time: int) -> dict[str, jax.Array]:
@@ -61,9 +70,14 @@ def draw(rows: int, time: int) -> dict[str, jax.Array]:
     }
 
 
+def alone(rewards, values, mask):
+    """Advantages and returns."""
+    return jaxppo.gae(rewards, values, 0.99, lambda_=0.95, mask=mask)
+
+
 def estimate(rewards, values, mask):
-    """As verl does: advantages whitened."""
-    out = jaxppo.gae(rewards, values, 0.99, lambda_=0.95, mask=mask)
+    """As verl's function does: advantages whitened, too."""
+    out = alone(rewards, values, mask)
     return jaxppo.whiten(out.advantages, mask, ddof=1), out.returns
 
 
@@ -76,6 +90,10 @@ def in_rounds(rewards, values, mask):
         return estimate(rewards, values, mask)
 
 
+ALONE = "jaxppo.gae alone"
+FORMS = {GAE: estimate, ALONE: alone, "both, in log2(time) rounds": in_rounds}
+
+
 def loss(differentiated, rest):
     """Policy, value, entropy and KL terms, and every metric."""
     b = rest | differentiated
@@ -83,9 +101,10 @@ def loss(differentiated, rest):
     return out.value, jaxppo.finalize(metrics)
 
 
-def step(differentiated, rest):
-    """Value, gradients and metrics."""
-    return jax.value_and_grad(loss, has_aux=True)(differentiated, rest)
+def step(metrics: tuple[str, ...] | None, differentiated, rest):
+    """Value, gradients and metrics: some, or (None) all; the others go unused."""
+    (value, found), grads = jax.value_and_grad(loss, has_aux=True)(differentiated, rest)
+    return (value, {name: found[name] for name in metrics or found}), grads
 
 
 def verl() -> tuple[Callable, Callable]:
@@ -127,18 +146,19 @@ def gae(rows: int, time: int, rounds: int, bar, core) -> list[dict]:
     arrays = b["returns"], b["values"], b["mask"]
     calls = {
         name: functools.partial(jax.jit(f).lower(*arrays).compile(), *arrays)
-        for name, f in {GAE: estimate, "in log2(time) rounds": in_rounds}.items()
+        for name, f in FORMS.items()
     }
     if core:
-        calls["verl's loop"] = functools.partial(core[0], *map(tensor, arrays))
+        calls["verl's, in a loop"] = functools.partial(core[0], *map(tensor, arrays))
     bar.total += rounds * len(calls)
     counts = lambda out: [np.asarray(x)[np.asarray(b["mask"])] for x in out]
     known, times = counts(calls[GAE]()), measure.race(calls, rounds, bar)
+    off = lambda call: map(measure.difference, counts(call()), known)
     return [
         {
             "method": name,
             "x jaxppo": times[name] / times[GAE],
-            "off by": max(map(measure.difference, counts(call()), known)),
+            "off by": None if name == ALONE else max(off(call)),
             "seconds": times[name],
         }
         for name, call in calls.items()
@@ -150,27 +170,26 @@ def whole_loss(rows: int, time: int, rounds: int, bar, core) -> list[dict]:
     b = draw(rows, time)
     ends = {name: b[name] for name in WRT}
     rest = {name: x for name, x in b.items() if name not in WRT}
-    ours = jax.jit(step).lower(ends, rest).compile()
-    copy = jax.jit(lambda b: jax.tree.map(lambda x: x + 1, b)).lower(b).compile()
+    compiled = lambda f: jax.jit(f).lower(ends, rest).compile()
     calls = {
-        OURS: functools.partial(ours, ends, rest),
-        COPY: functools.partial(copy, b),
+        name: functools.partial(compiled(functools.partial(step, metrics)), ends, rest)
+        for name, metrics in METRICS.items()
     }
-    if core:
-        calls |= torch_steps(core[1], b)
-    bar.total += rounds * len(calls)
+    copy = jax.jit(lambda b: jax.tree.map(lambda x: x + 1, b)).lower(b).compile()
+    calls[COPY] = functools.partial(copy, b)
+    theirs = torch_steps(core[1], b) if core else {}
+    bar.total += rounds * len(calls | theirs)
     (known, _), grads = calls[OURS]()
     found = {}
-    for name, call in list(calls.items())[2:]:
+    for name, call in theirs.items():
         try:
-            value, theirs = call()
+            value, their_grads = call()
         except Exception as why:  # no compiler, say
             bar.write(f"Without {name}: {type(why).__name__}: {str(why)[:200]}")
-            del calls[name]
             continue
         off = [abs(float(value) / float(known) - 1)]
-        off += map(measure.difference, numpy(theirs), grads.values())
-        found[name] = max(off)
+        off += map(measure.difference, numpy(their_grads), grads.values())
+        calls[name], found[name] = call, max(off)
     times = measure.race(calls, rounds, bar)
     return [
         {
