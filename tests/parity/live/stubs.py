@@ -21,7 +21,7 @@ ABSENT = frozenset(
     werkzeug zmq
     """.split()
 )
-SYSTEMS = frozenset("areal liger_kernel openrlhf tunix trl verl".split())
+SYSTEMS = frozenset("areal liger_kernel openrlhf prime_rl tunix trl verl".split())
 
 
 class Answering(type):
