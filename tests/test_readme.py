@@ -59,6 +59,9 @@ def names():
         "log_probs": old_log_probs + 0.1 * array(B, T),
         "rollout_log_probs": old_log_probs + 0.05,
         "advantages": array(B, 1),
+        "hidden": array(B, T, D),
+        "unembed": array(V, D),
+        "targets": jnp.arange(B * T).reshape(B, T) % V,
         "key": jax.random.key(0),
         "old_log_probs": old_log_probs,
         "batch": batch,
@@ -68,10 +71,12 @@ def names():
 
 
 def test_there_are_blocks():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["tokens", "control", "terms", "recipes"])
+@pytest.mark.parametrize(
+    "block", BLOCKS, ids=["tokens", "control", "terms", "head", "recipes"]
+)
 def test_code_runs(block, names):
     exec(compile(block, "README.md", "exec"), names)
     if "learner" in names:
@@ -81,6 +86,16 @@ def test_code_runs(block, names):
     else:
         loss = names["loss"]
         assert np.isfinite(getattr(loss, "value", loss))
+
+
+def test_the_page_of_the_head_runs():
+    page = (ROOT / "docs/head.md").read_text()
+    code = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(code) > 5
+    names = {}
+    with jax.numpy_rank_promotion("allow"):  # as a reader has it
+        for block in code:
+            exec(compile(block, "docs/head.md", "exec"), names)
 
 
 def test_table_is_complete():
