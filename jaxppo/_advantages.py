@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
-from . import _checks
+from . import _checks, _mesh
 from ._types import Advantages, Scalar
 
 BT = Float[Array, "*b t"]
@@ -367,6 +367,7 @@ def _scan(step: Callable, carry: Any, xs: tuple[Array, ...]) -> Array:
         return step(carry, [x[0] if len(x) == 1 else next(rest) for x in moved])
 
     along = [x for x in moved if len(x) != 1]
+    carry = _mesh.varying(carry, _mesh.varies(carry, moved))
     _, ys = jax.lax.scan(each, carry, along, length=len(moved[0]), reverse=True)
     return jnp.moveaxis(ys, 0, -1)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Integer
 from . import _checks, _mesh, _stream
 from . import _head_math as math
 from ._head_math import TokenLogProbs
-from ._head_plan import HeadPlan, Mode, head_plan
+from ._head_plan import HeadPlan, Mode, check_options, head_plan
 from ._stream import Blocks
 from ._types import Scalar
 
@@ -100,7 +100,7 @@ def token_log_probs(
         token_block=token_block,
         cache_bytes=cache_bytes,
     )
-    plan(1, 1, 1)  # its errors come first
+    check_options(fn, mode, vocab_block, token_block, cache_bytes)
     math.check_head(fn, hidden, unembed, targets, bias, vocab_last)
     dtype = _checks.wide(hidden, unembed)
     like = jax.ShapeDtypeStruct(targets.shape, dtype)
@@ -111,7 +111,9 @@ def token_log_probs(
         softcap = _checks.number(fn, "softcap", softcap, "(0, inf)", dtype)
     keep = _checks.valid(fn, mask, targets=targets)
     vocab_dim = 1 if vocab_last else 0
-    shards = _mesh.shards(fn, targets, unembed, vocab_dim, vocab_axis, token_spec)
+    shards = _mesh.shards(
+        fn, hidden, targets, unembed, vocab_dim, vocab_axis, token_spec
+    )
 
     def on_shard(axes, tokens, words, softcap):
         hidden, targets, keep, temperature = tokens
@@ -121,8 +123,7 @@ def token_log_probs(
         head = math.make_head(
             hidden, unembed, bias, softcap, temperature, valid, vocab_last
         )
-        how = partial(plan, masked=keep is not None)
-        return _on_shard(how, axes, head, targets, valid)
+        return _on_shard(plan, axes, head, targets, valid, keep is not None)
 
     tokens = hidden, targets, keep, temperature
     words = [(unembed, vocab_dim), (bias, 0)]
@@ -132,7 +133,7 @@ def token_log_probs(
     return shards.run(run, tokens, words, softcap, "tokens")
 
 
-def _on_shard(plan, vocab_axes, head, targets, valid) -> TokenLogProbs:
+def _on_shard(plan, vocab_axes, head, targets, valid, masked) -> TokenLogProbs:
     """Of this device's tokens, and words."""
     shape, d = targets.shape, head.hidden.shape[1]
     if not targets.size:
@@ -142,11 +143,10 @@ def _on_shard(plan, vocab_axes, head, targets, valid) -> TokenLogProbs:
     axes = _mesh.varies(head, targets, valid)
     targets, valid = _mesh.varying((targets, valid), axes - set(vocab_axes))
     head = _mesh.varying(head, axes | set(vocab_axes))
-    how = plan(len(valid), head.vocab_size, d)
+    how = plan(len(valid), head.vocab_size, d, masked=masked)
     if how.mode == "reference":
         out = _reference(head, targets, vocab_axes)
     else:
-        masked = plan.keywords["masked"]
         compact = masked and how.token_block < len(valid)
         out = _streamed(Setup(how, compact, vocab_axes), head, targets, valid)
     return TokenLogProbs(*(jnp.where(valid, x, 0).reshape(shape) for x in out))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from . import _checks, _mesh, _stream
 from ._head_math import FAR, LOWEST, check_head, make_head
-from ._head_plan import head_plan
+from ._head_plan import check_options, head_plan
 from ._stream import Blocks
 from ._types import Leaf, Scalar
 
@@ -115,7 +115,7 @@ def head_kl(
     plan = partial(
         head_plan, mode="recompute", vocab_block=vocab_block, token_block=token_block
     )
-    plan(1, 1, 1)  # its errors come first
+    check_options(fn, "recompute", vocab_block, token_block, 1)
     dtype = _checks.wide(hidden, unembed, ref_hidden, ref_unembed)
     like = jax.ShapeDtypeStruct(hidden.shape[:-1], dtype)
     temperature = _checks.per_step(
@@ -125,7 +125,7 @@ def head_kl(
         softcap = _checks.number(fn, "softcap", softcap, "(0, inf)", dtype)
     keep = _checks.valid(fn, mask, hidden=like)
     keep = _mesh.full_like(hidden[..., 0], True) if keep is None else keep
-    shards = _mesh.shards(fn, keep, unembed, vocab_dim, vocab_axis, token_spec)
+    shards = _mesh.shards(fn, hidden, keep, unembed, vocab_dim, vocab_axis, token_spec)
 
     def on_shard(axes, tokens, words, softcap):
         hidden, ref_hidden, keep, temperature = tokens
@@ -161,30 +161,34 @@ def _on_shard(plan, vocab_axes, heads, keep) -> HeadKL:
     how = plan(max(keep.size, 1), heads[0].vocab_size, heads[0].hidden.shape[1])
     out = _streamed((Blocks(*how[1:]), vocab_axes), heads) if keep.size else (keep,) * 2
     dtype = heads[0].inv_temperature.dtype
-    # Not negative, but for rounding.
-    out = (jnp.where(keep, jnp.maximum(x.astype(dtype), 0), 0) for x in out)
+    out = (jnp.where(keep, x.astype(dtype), 0) for x in out)
     return HeadKL(*(x.reshape(shape) for x in out))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _streamed(setup, heads) -> HeadKL:
-    return _fwd(setup, heads)[0]
+    return _not_negative(_fwd(setup, heads)[0])
 
 
 def _streamed_fwd(setup, heads):
     out, *saved = _fwd(setup, heads)
-    return out, (heads, out, saved)
+    return _not_negative(out), (heads, out, saved)
 
 
 def _streamed_bwd(setup, saved, cotangents):
     heads, out, (lse, ref_lse) = saved
     grads, head = HeadKL(*cotangents), heads[0]
-    level = grads.from_policy * out.from_policy - grads.from_ref
+    kl = jnp.where(grads.from_policy == 0, 0, out.from_policy)  # it may be infinite
+    level = grads.from_policy * kl - grads.from_ref
 
     def slope(zs, row, start):
         here = lambda x: _stream.rows(x, row, len(zs[0]))[:, None]
-        u, ref_u = _bounded(heads, zs[0] - here(lse), zs[1] - here(ref_lse))
-        own = jnp.exp(u) * (here(grads.from_policy) * (u - ref_u) - here(level))
+        u, ref_u = zs[0] - here(lse), zs[1] - here(ref_lse)
+        weight = here(grads.from_policy)
+        counts = (u > FAR) & (weight != 0) if _may_forbid(heads) else True
+        gap = jnp.where(counts, u - ref_u, 0)
+        u, ref_u = _bounded(heads, u, ref_u)
+        own = jnp.exp(u) * (weight * gap - here(level))
         return own - here(grads.from_ref) * jnp.exp(ref_u)
 
     dh, dw, db = _stream.backward(heads, setup[0], slope)
@@ -249,6 +253,11 @@ def _rescaled(sums: Sums, top: jax.Array, ref_top: jax.Array) -> Sums:
         sums.ref_total * ref_scale,
         sums.ref_moment * ref_scale,
     )
+
+
+def _not_negative(kl: HeadKL) -> HeadKL:
+    """What only rounding could make negative; the gradient knows nothing of it."""
+    return jax.tree.map(lambda x: jnp.maximum(x, 0), kl)
 
 
 def _may_forbid(heads: Any) -> bool:

@@ -9,6 +9,7 @@ import jax
 from . import _checks
 
 Mode = Literal["auto", "recompute", "cached", "reference"]
+PLATFORMS = "cpu", "gpu", "tpu", "cuda", "rocm"
 
 
 class HeadPlan(NamedTuple):
@@ -63,12 +64,17 @@ def head_plan(
       HeadPlan(mode='recompute', vocab_block=4096, token_block=4096)
     """
     fn = "head_plan"
-    _checks.count(fn, "cache_bytes", cache_bytes)
-    for name, block in [("vocab_block", vocab_block), ("token_block", token_block)]:
-        if block is not None:
-            _checks.count(fn, name, block)
-    if mode not in (modes := ("auto", "recompute", "cached", "reference")):
-        raise ValueError(f"{fn}: `mode` = {mode!r}; expected one of {modes}.")
+    for name, size in [
+        ("num_tokens", num_tokens),
+        ("vocab_size", vocab_size),
+        ("hidden_size", hidden_size),
+    ]:
+        _checks.count(fn, name, size)
+    if platform not in (None, *PLATFORMS):
+        raise ValueError(
+            f"{fn}: `platform` = {platform!r}; expected one of {PLATFORMS}."
+        )
+    check_options(fn, mode, vocab_block, token_block, cache_bytes)
     on_cpu = (platform or jax.default_backend()) == "cpu"
     if mode == "auto":
         # Where d is small, a product costs less than its result's way to memory.
@@ -85,3 +91,19 @@ def head_plan(
         min(vocab_block or words, vocab_size),
         min(token_block or tokens, num_tokens),
     )
+
+
+def check_options(
+    fn: str,
+    mode: str,
+    vocab_block: int | None,
+    token_block: int | None,
+    cache_bytes: int,
+) -> None:
+    """Raises, in the name of the function called, if there is no such plan."""
+    _checks.count(fn, "cache_bytes", cache_bytes)
+    for name, block in [("vocab_block", vocab_block), ("token_block", token_block)]:
+        if block is not None:
+            _checks.count(fn, name, block)
+    if mode not in (modes := ("auto", "recompute", "cached", "reference")):
+        raise ValueError(f"{fn}: `mode` = {mode!r}; expected one of {modes}.")

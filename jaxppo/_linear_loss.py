@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from . import _checks, _head_math, _mesh, _stream
 from ._accumulate import is_metric, loss_and_metrics
-from ._head_plan import head_plan
+from ._head_plan import check_options, head_plan
 from ._stream import Blocks
 from ._types import Max, Mean, Metric, Scalar
 
@@ -63,7 +63,8 @@ def linear_policy_loss(
       unembed: `(vocab, d)`.
       batch: any pytree of arrays with the same first axis; constant.
       loss_fn: `loss_fn(head, batch) -> (Mean, metrics)` of some of the items, with
-        `head` their `TokenLogProbs`.
+        `head` their `TokenLogProbs`. What it closes over is constant, too: to
+        differentiate by anything else, use `token_log_probs`.
       targets: as in `token_log_probs`; so are mask, temperature, bias, softcap,
         vocab_last, vocab_block, token_block, vocab_axis.
       mask: what it leaves out reaches nothing; its logits are made nevertheless.
@@ -109,7 +110,7 @@ def linear_policy_loss(
         token_block=token_block,
         cache_bytes=cache_bytes,
     )
-    plan(1, 1, 1)  # its errors come first
+    check_options(fn, "cached", vocab_block, token_block, cache_bytes)
     if items is not None:
         _checks.count(fn, "items", items)
     _checks.function(fn, "loss_fn", loss_fn, "lambda head, batch: (mean, {})")
@@ -119,7 +120,11 @@ def linear_policy_loss(
             f"{fn}: `targets` has shape {targets.shape}; expected (items, *) with at "
             "least one token."
         )
-    _checks.rows(fn, {"hidden": hidden, "batch": batch})
+    if (rows := _checks.rows(fn, batch)) != len(hidden):
+        raise ValueError(
+            f"{fn}: `batch` has {rows} rows, but `hidden` has shape {hidden.shape}; "
+            f"both need the same items: {len(hidden)} rows."
+        )
     dtype = _checks.wide(hidden, unembed)
     like = jax.ShapeDtypeStruct(targets.shape, dtype)
     temperature = _checks.per_step(
@@ -129,7 +134,9 @@ def linear_policy_loss(
         softcap = _checks.number(fn, "softcap", softcap, "(0, inf)", dtype)
     keep = _checks.valid(fn, mask, targets=targets)
     vocab_dim = 1 if vocab_last else 0
-    shards = _mesh.shards(fn, targets, unembed, vocab_dim, vocab_axis, token_spec)
+    shards = _mesh.shards(
+        fn, hidden, targets, unembed, vocab_dim, vocab_axis, token_spec
+    )
     if shards is not None and any(shards.tokens[1:]):
         raise ValueError(
             f"{fn}: the tokens are sharded by {shards.tokens}: loss_fn would see parts "

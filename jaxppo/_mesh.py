@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -60,9 +61,10 @@ class Shards(NamedTuple):
         axes = [axis for _, axis in words]
         arrays = [x for x, _ in words]
         spec_of_tokens = PartitionSpec(*self.tokens)
+        of_tokens = lambda x: PartitionSpec(*self.tokens[: x.ndim])
         entry = self.words or None
         specs = (
-            jax.tree.map(lambda _: spec_of_tokens, tokens),
+            jax.tree.map(of_tokens, tokens),
             [
                 None if x is None else PartitionSpec(*[None] * axis, entry)
                 for x, axis in words
@@ -111,6 +113,7 @@ def entries(x: jax.Array) -> list[tuple[str, ...]]:
 
 def shards(
     fn: str,
+    hidden: jax.Array,
     targets: jax.Array,
     unembed: jax.Array,
     vocab_dim: int,
@@ -133,8 +136,19 @@ def shards(
                 "leave `vocab_axis` out, or, if they are sharded, do not turn off "
                 "`shard_map`'s `check_vma`: gradients would be divided by the axis."
             )
+        if missing := varies(unembed) - varies(hidden, targets) - set(asked):
+            raise ValueError(
+                f"{fn}: `unembed` varies over {sorted(missing)}, but neither the tokens "
+                "nor `vocab_axis` do: each device would take its words for all. Pass "
+                f"`vocab_axis={tuple(sorted(missing))!r}`."
+            )
         return None
-    mesh = mesh_of(targets, unembed)
+    if not isinstance(token_spec, PartitionSpec | None):
+        raise TypeError(
+            f"{fn}: `token_spec` = {token_spec!r}; expected a "
+            "`jax.sharding.PartitionSpec`, an entry an axis of the tokens."
+        )
+    mesh = mesh_of(hidden, targets, unembed)
     if mesh is None:
         if asked or token_spec is not None:
             raise ValueError(
@@ -154,7 +168,10 @@ def shards(
             f"has shape {targets.shape}; give an entry an axis."
         )
     explicit = explicit_axes(mesh)
-    typed = entries(targets) if explicit else [()] * targets.ndim
+    typed = [()] * targets.ndim
+    if explicit:
+        both = zip(entries(hidden), entries(targets), strict=False)
+        typed = [first or second for first, second in both]
     given = [names(entry) for entry in spec] + [()] * (targets.ndim - len(spec))
     tokens = [
         (*a, *(n for n in b if n not in a)) for a, b in zip(typed, given, strict=True)
@@ -176,6 +193,17 @@ def shards(
     words = tuple(name for name in words if name not in over_tokens)
     if not words and not over_tokens and not explicit:
         return None
+    for name, size, axes in [
+        *(("tokens", *pair) for pair in zip(targets.shape, tokens, strict=True)),
+        ("words", unembed.shape[vocab_dim], words),
+    ]:
+        count = math.prod(mesh.shape[axis] for axis in axes)
+        if size % count:
+            raise ValueError(
+                f"{fn}: {size} {name} do not divide over the {count} devices of "
+                f"{axes}; pad them to {size + -size % count}"
+                + (" with a bias of -inf." if name == "words" else " with mask 0.")
+            )
     return Shards(mesh, tuple(entry or None for entry in tokens), words)
 
 

@@ -69,7 +69,9 @@ class Head:
         if self.bias is not None:
             z = z + self.bias.astype(dtype)[None, :]
         if self.softcap is not None:
+            forbidden = jnp.isneginf(z)  # by the bias: it stays so
             z = self.softcap * jnp.tanh(z / self.softcap)
+            z = z if self.bias is None else jnp.where(forbidden, -jnp.inf, z)
         return z * self.inv_temperature[:, None]
 
     def pull(self, z: jax.Array, dz: jax.Array) -> Grads:
@@ -77,7 +79,8 @@ class Head:
         dtype, inverse = dz.dtype, self.inv_temperature[:, None]
         dz = dz * inverse
         if self.softcap is not None:
-            dz = dz * (1 - (z / (inverse * self.softcap)) ** 2)
+            slope = 1 - (z / (inverse * self.softcap)) ** 2
+            dz = dz * jnp.where(jnp.isneginf(z), 0, slope)
         bias = None if self.bias is None else jnp.sum(dz, 0)
         x, w = self.operands()
         if x.dtype == jnp.float16:  # gradients would be out of its range

@@ -772,7 +772,7 @@ def head_logits(hidden, unembed, bias, temperature, softcap):
         if bias is not None:
             zs = [z + b for z, b in zip(zs, bias, strict=True)]
         if softcap is not None:
-            zs = [softcap * math.tanh(z / softcap) for z in zs]
+            zs = [softcap * math.tanh(z / softcap) if z > -math.inf else z for z in zs]
         yield at, [z / temperature[at] for z in zs]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -146,7 +147,9 @@ def _compiled(env: Environment, options: Options, updates: int) -> tuple[Callabl
 
     evaluate = jax.vmap(one.evaluate, (0, None))
     return (
-        jax.jit(jax.vmap(one.init)),
+        # Not vmapped: batches of LAPACK's QR, which makes orthogonal matrices, wait for
+        # each other for ever on machines of few cores (jaxlib 0.10's ParallelBatchMap).
+        jax.jit(partial(jax.lax.map, one.init)),
         jax.jit(advance, donate_argnums=0),
         jax.jit(evaluate),
     )
