@@ -5,7 +5,6 @@ do that). Time is the last axis; swap the axes of time-major arrays:
 `x.swapaxes(0, 1)`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
-from . import _checks, _mesh
+from . import _checks
+from ._recurrence import recurrence, scan_backwards, times, zeros
 from ._types import Advantages, Scalar
 
 BT = Float[Array, "*b t"]
@@ -87,7 +87,7 @@ def gae(
         advantages = jax.lax.platform_dependent(last, *steps, **by_platform)
         return Advantages(advantages, advantages + values)
     following = _following(fn, values, bootstrap_value, next_values, mask)
-    deltas = rewards + _times(discounts, following) - values
+    deltas = rewards + times(discounts, following) - values
     advantages = _backwards(deltas, discounts * lambda_, keep)
     return Advantages(advantages, advantages + values)
 
@@ -194,10 +194,10 @@ def vtrace(
     ratio = jnp.exp(log_ratio)
     rho, c = jnp.minimum(ratio, rho_clip), lambda_ * jnp.minimum(ratio, c_clip)
     following = _following(fn, values, bootstrap_value, next_values, mask)
-    errors = rewards + _times(discounts, following) - values
+    errors = rewards + times(discounts, following) - values
     excess = _backwards(rho * errors, discounts * c, keep)  # vs - v
-    later = _shift(excess, _zeros(excess)[..., None], keep)
-    advantages = rho * (errors + _times(discounts, lambda_ * later))
+    later = _shift(excess, zeros(excess)[..., None], keep)
+    advantages = rho * (errors + times(discounts, lambda_ * later))
     if keep is not None:
         advantages = jnp.where(keep, advantages, 0)
     return Advantages(advantages, excess + values)
@@ -263,7 +263,7 @@ def _following(
 
 def _last(fn: str, bootstrap_value: Array | None, like: Array) -> Array:
     if bootstrap_value is None:
-        return _zeros(like)
+        return zeros(like)
     (bootstrap_value,) = _checks.arrays(fn, bootstrap_value=bootstrap_value)
     if bootstrap_value.shape != like.shape[:-1]:
         raise ValueError(
@@ -282,14 +282,9 @@ def _steps(fn: str, name: str, value: Steps, mask: Any, rewards: Array) -> Array
     return number.reshape((1,) * rewards.ndim)
 
 
-def _times(discounts: Array, x: Array) -> Array:
-    # A terminal step discounts by 0 whatever it led to: 0 * NaN would be NaN.
-    return discounts * jnp.where(discounts == 0, 0, x)
-
-
 def _gae_over_holes(last, rewards, values, discounts, lambda_, keep) -> Array:
     following = _shift(values, last[..., None], keep)
-    deltas = rewards + _times(discounts, following) - values
+    deltas = rewards + times(discounts, following) - values
     return _backwards(deltas, discounts * lambda_, keep)
 
 
@@ -299,19 +294,19 @@ def _gae_in_one_scan(last, rewards, values, discounts, lambda_, keep) -> Array:
     def step(carry, now):
         later, successor = carry
         reward, value, discount, lambda_, keep = now
-        delta = reward + _times(discount, successor) - value
-        y = delta + _times(discount * lambda_, later)
+        delta = reward + times(discount, successor) - value
+        y = delta + times(discount * lambda_, later)
         carry = jnp.where(keep, y, later), jnp.where(keep, value, successor)
         return carry, jnp.where(keep, y, 0)
 
     xs = rewards, values, discounts, lambda_, keep
-    return _scan(step, (_zeros(rewards), last), xs)
+    return scan_backwards(step, (zeros(rewards), last), xs)
 
 
 def _shift(x: Array, last: Array, keep: Array | None) -> Array:
     """Each step's successor: the next step that counts, `last` after the last one."""
     if keep is not None:  # of each step: itself if it counts, or else its successor
-        x = _recurrence(jnp.where(keep, x, 0), jnp.where(keep, 0.0, 1), last[..., 0])
+        x = recurrence(jnp.where(keep, x, 0), jnp.where(keep, 0.0, 1), last[..., 0])
     return jnp.concatenate([x[..., 1:], last], -1)
 
 
@@ -319,61 +314,8 @@ def _backwards(
     x: Array, decay: Array, keep: Array | None, last: Array | None = None
 ) -> Array:
     """y_t = x_t + decay_t y_{t+1}, over the steps that count; 0 at the others."""
-    last = _zeros(x) if last is None else last
+    last = zeros(x) if last is None else last
     if keep is None:
-        return _recurrence(x, decay, last)
+        return recurrence(x, decay, last)
     decay = jnp.where(keep, decay, 1)
-    return jnp.where(keep, _recurrence(jnp.where(keep, x, 0), decay, last), 0)
-
-
-def _recurrence(x: Array, decay: Array, last: Array) -> Array:
-    """y_t = x_t + decay_t y_{t+1}, along the last axis, backwards.
-
-    Step by step where a step is cheap, or else in log2(time) rounds: on an accelerator
-    each step of a loop would be a kernel of its own.
-    """
-    decay = decay.astype(x.dtype)
-    by_platform = dict(cpu=_one_by_one, default=_in_rounds)
-    return jax.lax.platform_dependent(x, decay, last, **by_platform)
-
-
-def _one_by_one(x: Array, decay: Array, last: Array) -> Array:
-    def step(later, now):
-        x, decay = now
-        y = x + _times(decay, later)
-        return y, y
-
-    return _scan(step, last, (x, decay))
-
-
-def _in_rounds(x: Array, decay: Array, last: Array) -> Array:
-    def joined(later, earlier):
-        (x_later, decay_later), (x, decay) = later, earlier
-        return x + _times(decay, x_later), decay * decay_later
-
-    decay = jnp.broadcast_to(decay, x.shape)
-    y, whole = jax.lax.associative_scan(
-        joined, (x, decay), reverse=True, axis=x.ndim - 1
-    )
-    return y + _times(whole, last[..., None])
-
-
-def _scan(step: Callable, carry: Any, xs: tuple[Array, ...]) -> Array:
-    """Backwards along the last axis; what has one entry there is the same at each."""
-    moved = [jnp.moveaxis(x, -1, 0) for x in xs]
-
-    def each(carry, now):
-        rest = iter(now)
-        return step(carry, [x[0] if len(x) == 1 else next(rest) for x in moved])
-
-    along = [x for x in moved if len(x) != 1]
-    carry = _mesh.varying(carry, _mesh.varies(carry, moved))
-    _, ys = jax.lax.scan(each, carry, along, length=len(moved[0]), reverse=True)
-    return jnp.moveaxis(ys, 0, -1)
-
-
-def _zeros(x: Array) -> Array:
-    """Zeros in place of time, made of the data: they carry its sharding."""
-    if not x.shape[-1]:
-        return jnp.zeros(x.shape[:-1], x.dtype)
-    return jnp.where(x[..., 0] > 0, 0, 0).astype(x.dtype)
+    return jnp.where(keep, recurrence(jnp.where(keep, x, 0), decay, last), 0)

@@ -138,8 +138,9 @@ def shards(
             )
         if missing := varies(unembed) - varies(hidden, targets) - set(asked):
             raise ValueError(
-                f"{fn}: `unembed` varies over {sorted(missing)}, but neither the tokens "
-                "nor `vocab_axis` do: each device would take its words for all. Pass "
+                f"{fn}: `unembed` varies over {sorted(missing)}, but neither the "
+                "tokens nor `vocab_axis` do: each device would take its words for all. "
+                "Pass "
                 f"`vocab_axis={tuple(sorted(missing))!r}`."
             )
         return None

@@ -14,7 +14,15 @@ import jaxppo
 PACKAGE = Path(jaxppo.__file__).parent
 FLOORS = [
     {"_types", "_checks", "_mesh"},
-    {"_masked", "_ratio", "_aggregate", "_segments", "_stream", "_head_plan"},
+    {
+        "_masked",
+        "_ratio",
+        "_aggregate",
+        "_segments",
+        "_stream",
+        "_head_plan",
+        "_recurrence",
+    },
     {
         "_clipping",
         "_weighting",
@@ -120,7 +128,8 @@ def test_one_home_for_each_name():
     assert public == set(homes)
 
 
-INSIDE = {"_checks", "_accumulate", "_segments", "_mesh", "_stream", "_head_math"}
+INSIDE = {"_checks", "_accumulate", "_segments", "_recurrence", "_mesh", "_stream"}
+INSIDE |= {"_head_math", "_head_plan"}
 
 
 def test_nothing_public_is_left_inside():

@@ -9,7 +9,7 @@ import pytest
 from test_errors import message
 
 import jaxppo
-from jaxppo import _advantages, _stream
+from jaxppo import _advantages, _recurrence, _stream
 
 MODES = {
     "recompute": dict(mode="recompute"),
@@ -226,6 +226,29 @@ def test_a_forbidden_word(x64):
     np.testing.assert_allclose(out.entropy, fewer.entropy, rtol=1e-12)
 
 
+def test_a_bias_forbids_under_a_softcap(x64):
+    """A capped -inf would be -softcap: a word like any other."""
+    hidden, unembed, targets, _ = head_of(30, n=4, v=11)
+    targets, bias = targets.at[0].set(7), jnp.zeros(11).at[7].set(-jnp.inf)
+
+    def f(arrays, mode):
+        out = jaxppo.token_log_probs(
+            *(*arrays, targets),
+            **dict(bias=bias, softcap=3.0, vocab_block=3, mode=mode),
+        )
+        return jnp.sum(out.log_probs[1:]) + jnp.sum(out.entropy), out.log_probs[0]
+
+    run = jax.value_and_grad(f, has_aux=True)
+    expected = run([hidden, unembed], "reference")
+    for mode in ("recompute", "cached"):
+        (value, own), grads = run([hidden, unembed], mode)
+        assert own == -jnp.inf
+        np.testing.assert_allclose(value, expected[0][0], rtol=1e-12)
+        for x, y in zip(grads, expected[1], strict=True):
+            assert np.all(np.isfinite(x))
+            np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-13)
+
+
 # --- less work, fewer bytes ---
 
 
@@ -436,8 +459,36 @@ def test_kl_of_a_word_only_one_allows(x64):
     assert np.all(np.isfinite(only_ref.from_policy))
     assert np.all(np.isinf(only_ref.from_ref))
     assert np.all(np.isinf(kl(h, bias=jnp.zeros(5), ref_bias=bias).from_policy))
-    grad = jax.grad(lambda h: jnp.sum(kl(h, bias=bias).from_policy))(h)
-    assert np.all(np.isfinite(grad))
+    finite = dict(from_policy=dict(bias=bias), from_ref=dict(ref_bias=bias))
+    for way, given in finite.items():
+        grad = jax.grad(lambda h: jnp.sum(getattr(kl(h, **given), way)))(h)
+        assert np.all(np.isfinite(grad)), way
+
+
+@pytest.mark.parametrize("way", [0, 1])
+@pytest.mark.parametrize("forbidden", [0.0, -1e9])
+def test_kl_gradients_are_the_logits_way(way, forbidden, x64):
+    """Also close to the reference, where the divergence is a rounding error's size."""
+    hidden, unembed, _, _ = head_of(31, n=5, v=11)
+    ref_hidden, ref_bias = hidden + 1e-9, jnp.zeros(11).at[3].set(forbidden)
+
+    def streamed(hidden, unembed):
+        return jaxppo.head_kl(
+            *(hidden, unembed, ref_hidden, unembed),
+            **dict(ref_bias=ref_bias, vocab_block=4, token_block=2),
+        )[way].sum()
+
+    def plain(hidden, unembed):
+        log_p = jax.nn.log_softmax(hidden @ unembed.T)
+        log_q = jax.nn.log_softmax(ref_logits)
+        if way:
+            log_p, log_q = log_q, log_p
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q))
+
+    ref_logits = ref_hidden @ unembed.T + ref_bias[None]
+    got, expected = (jax.grad(f, (0, 1))(hidden, unembed) for f in (streamed, plain))
+    for x, y in zip(got, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-14 * (1 - forbidden))
 
 
 def test_kl_to_itself_is_zero():
@@ -500,7 +551,7 @@ def test_rounds_are_one_step_after_another(time):
     decay = jnp.where(rng.random((4, time)) < 0.2, 0, jnp.clip(abs(decay), 0, 1))
     last, keep = x[:, 0] + 1, jnp.asarray(rng.random((4, time)) < 0.6)
     close = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
-    each = _advantages._one_by_one, _advantages._in_rounds
+    each = _recurrence.one_by_one, _recurrence.in_rounds
     close(*(f(x, decay, last) for f in each))
     each = _advantages._gae_in_one_scan, _advantages._gae_over_holes
     close(*(f(last, x, value, decay, decay, keep) for f in each))
@@ -508,7 +559,7 @@ def test_rounds_are_one_step_after_another(time):
 
 def test_rounds_forget_what_a_terminal_step_led_to():
     x, decay = jnp.array([1.0, 2.0, jnp.nan]), jnp.array([0.5, 0.0, 1.0])
-    y = _advantages._in_rounds(x, decay, jnp.array(jnp.nan))
+    y = _recurrence.in_rounds(x, decay, jnp.array(jnp.nan))
     np.testing.assert_array_equal(y, [2.0, 2.0, jnp.nan])
 
 
@@ -536,8 +587,9 @@ def test_errors_name_the_argument_and_the_fix(unchecked):
     )
     for block in ("vocab_block", "token_block", "cache_bytes"):
         said = call(hidden, unembed, targets, **{block: 0})
-        assert said.endswith(f"`{block}` = 0; expected at least 1."), said
-    assert "expected one of ('auto'," in call(hidden, unembed, targets, mode="fast")
+        assert said == f"token_log_probs: `{block}` = 0; expected at least 1."
+    said = call(hidden, unembed, targets, mode="fast")
+    assert said.startswith("token_log_probs: `mode` = 'fast'; expected one of ('auto',")
     said = call(hidden, unembed, targets, vocab_axis="tensor")
     assert "under `jax.set_mesh(mesh)`" in said
     assert "expected (*batch, d)" in call(hidden, unembed[:0], targets)
@@ -556,7 +608,15 @@ def test_errors_of_a_loss_in_the_forward_pass(unchecked):
     assert "`loss_fn` is None" in call(None, TypeError)
     assert "`items` = 0" in call(gspo, items=0)
     short = {k: x[1:] for k, x in batch.items()}
-    assert "the same leading axis" in call(gspo, batch=short)
+    said = call(gspo, batch=short)
+    assert "`batch` has 6 rows, but `hidden` has shape (7, 5, 6)" in said
+
+
+def test_errors_of_a_plan():
+    said = message(ValueError, partial(jaxppo.head_plan, 8, 0, 4))
+    assert said.startswith("head_plan: `vocab_size` = 0")
+    said = message(ValueError, partial(jaxppo.head_plan, 8, 8, 4), platform="Cpu")
+    assert said.startswith("head_plan: `platform` = 'Cpu'")
 
 
 def test_errors_of_two_heads(unchecked):

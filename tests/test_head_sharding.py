@@ -67,9 +67,11 @@ def heads(x, **kwargs):
     def in_forward():
         def terms(head, b):
             each = b["weights"] * head.log_probs - 0.1 * head.entropy
+            each = each + 0 * b["of_items"][:, None]  # one number each
             return jaxppo.token_sum(each, b["mask"]), {}
 
         batch = {k: x[k] for k in ("weights", "mask")}
+        batch["of_items"] = jnp.sum(jnp.where(x["mask"], x["weights"], 0), 1)
         more = dict(targets=x["targets"], items=3)
         loss, _ = jaxppo.linear_policy_loss(
             hidden, unembed, batch, terms, **more, **given
@@ -201,6 +203,25 @@ def test_no_more_traffic_than_plain_code(layout, kind):
         assert size <= traffic(theirs).get(name, 0), name
 
 
+def in_loops(program):
+    """Collectives in the bodies of loops: once a block instead of once."""
+    loops = set(re.findall(r"body=%?([\w.-]+)", program.as_text()))
+    found, name = [], ""
+    for line in program.as_text().splitlines():
+        if start := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            name = start[1]
+        kind = re.search(r" (all-[a-z]+|reduce-scatter)(?:-start)?\(", line)
+        found += [kind[1]] if kind and name in loops else []
+    return found
+
+
+@each_mesh
+def test_no_collective_in_a_loop(layout):
+    sizes, tokens, words = layout
+    loss = partial(streamed, **named(AUTO, tokens, words))
+    assert not in_loops(compiled(loss, mesh_of(sizes, AUTO), tokens, words))
+
+
 def test_an_eighth_of_its_memory():
     sizes, tokens, words = MESHES["tensor"]
     mesh = mesh_of(sizes, AUTO)
@@ -214,8 +235,40 @@ def test_an_eighth_of_its_memory():
 def test_traffic_is_seen():
     """In a loop of blocks, too: what the compiler does when it is told nothing."""
     sizes, tokens, words = MESHES["tensor"]
-    text = compiled(streamed, mesh_of(sizes, AUTO), tokens, words)
-    assert traffic(text).get("all-gather", 0) > 0
+    untold = compiled(streamed, mesh_of(sizes, AUTO), tokens, words)
+    assert traffic(untold).get("all-gather", 0) > 0
+    assert in_loops(untold)
+
+
+def test_targets_follow_the_hidden_states():
+    """Replicated targets do not unshard the tokens of an Explicit mesh."""
+    mesh = mesh_of({"data": 8}, EXPLICIT)
+    x = inputs()
+    with jax.set_mesh(mesh):
+        put = lambda name, spec: jax.device_put(x[name], NamedSharding(mesh, spec))
+        args = put("hidden", P("data")), put("unembed", P()), put("targets", P())
+        f = jax.jit(lambda *a: jaxppo.token_log_probs(*a, mask=x["mask"]).log_probs)
+        assert jax.typeof(f(*args)).sharding.spec[0] == "data"
+        assert "all-gather" not in traffic(f.lower(*args).compile())
+
+
+def test_gae_inside_shard_map():
+    """With a bootstrap value that every device shares."""
+    mesh = mesh_of({"data": 8}, AUTO)
+    rng = np.random.default_rng(2)
+    rewards, values = jnp.asarray(rng.normal(size=(2, 8, 5)), jnp.float32)
+    mask = jnp.asarray(rng.random((8, 5)) < 0.7)
+
+    def f(rewards, values, mask, last):
+        last = jnp.broadcast_to(last, rewards.shape[:-1])
+        return jaxppo.gae(
+            rewards, values, 0.9, bootstrap_value=last, mask=mask
+        ).advantages
+
+    args = rewards, values, mask, jnp.float32(0.3)
+    specs = dict(in_specs=(P("data"),) * 3 + (P(),), out_specs=P("data"))
+    got = jax.jit(jax.shard_map(f, mesh=mesh, **specs))(*args)
+    np.testing.assert_allclose(got, f(*args), rtol=1e-6, atol=1e-6)
 
 
 # --- inside shard_map ---
@@ -255,7 +308,7 @@ def test_inside_shard_map(way, kind, alone):
 
 
 @pytest.mark.parametrize("way", ["recompute", "kl", "in_forward"])
-def test_wrong_set_ups_are_refused(way):
+def test_wrong_set_ups_are_refused(way, unchecked):
     sizes, tokens, words = MESHES["tensor"]
     mesh, x = mesh_of(sizes, AUTO), inputs()
     run = partial(inside, x, mesh, way, tokens)
@@ -263,6 +316,8 @@ def test_wrong_set_ups_are_refused(way):
         run(P(), vocab_axis="tensor")  # words are not sharded
     with pytest.raises(ValueError, match="check_vma"):
         run(words, vocab_axis="tensor", check_vma=False)
+    with pytest.raises(ValueError, match="each device would take its words for all"):
+        inside({k: x[k] for k in x}, mesh, way, P(), words)  # `vocab_axis` forgotten
     with pytest.raises(ValueError, match="inside `shard_map`"):
         run(words, vocab_axis="tensor", token_spec=P("data"))
     with jax.set_mesh(mesh):
@@ -273,6 +328,11 @@ def test_wrong_set_ups_are_refused(way):
             loss(vocab_axis="data", token_spec=P("data"))
         with pytest.raises(ValueError, match="has 3 entries"):
             loss(token_spec=P("data", None, None))
+        with pytest.raises(TypeError, match="expected a `jax"):
+            loss(token_spec="data")
+        odd = {k: a[:-1] if "unembed" in k else a for k, a in x.items()}
+        with pytest.raises(ValueError, match="4095 words do not divide over the 4"):
+            heads(odd, vocab_axis="tensor", token_spec=P("data"))[way]()
         if way == "in_forward":
             with pytest.raises(ValueError, match="Shard the first axis only"):
                 loss(token_spec=P(None, "data"))
