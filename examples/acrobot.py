@@ -8,6 +8,7 @@ Needs gymnax: pip install "jaxppo[examples,gymnax]"
 
 import dataclasses
 
+from common import folders
 from control import adapters, runs
 
 
@@ -24,6 +25,6 @@ class Options(runs.Options):
 OPTIONS = Options(total_steps=500_000, num_envs=16, num_steps=128, learning_rate=1e-3)
 
 if __name__ == "__main__":
-    options = runs.parse(OPTIONS, __doc__)
+    options = folders.parse(OPTIONS, __doc__)
     env = adapters.from_gymnax(options.env_name)
     runs.train(options.env_name.lower(), env, options, goal=options.goal)

@@ -4,6 +4,7 @@ python examples/cartpole.py --help
 python examples/cartpole.py --seeds 5 --out runs/five
 """
 
+from common import folders
 from control import environments, runs
 
 OPTIONS = runs.Options(
@@ -19,5 +20,5 @@ OPTIONS = runs.Options(
 )
 
 if __name__ == "__main__":
-    options = runs.parse(OPTIONS, __doc__)
+    options = folders.parse(OPTIONS, __doc__)
     runs.train("cartpole", environments.cartpole(), options, goal=475)

@@ -4,6 +4,7 @@ python examples/pendulum.py --help
 python examples/pendulum.py --seeds 5 --out runs/five
 """
 
+from common import folders
 from control import environments, runs
 
 OPTIONS = runs.Options(
@@ -18,5 +19,5 @@ OPTIONS = runs.Options(
 )
 
 if __name__ == "__main__":
-    options = runs.parse(OPTIONS, __doc__)
+    options = folders.parse(OPTIONS, __doc__)
     runs.train("pendulum", environments.pendulum(), options, goal=-250)

@@ -1,21 +1,20 @@
 """What surrounds training on the host: options, progress, checkpoints, pictures."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
-import tyro
+from common import folders
+from common.checkpoints import Checkpoints
 from tqdm import tqdm
 
 import jaxppo
 
-from .checkpoints import Checkpoints
 from .environments import Environment
 from .training import PPO, Run, trainer
 
@@ -36,38 +35,6 @@ class Options(PPO):
     """Folder of a run to continue, exactly, from its last checkpoint."""
 
 
-Chosen = TypeVar("Chosen", bound=Options)
-
-
-def parse(default: Chosen, doc: str) -> Chosen:
-    """The command line's options; a resumed run's are its own.
-
-    Args:
-        default: what holds if nothing is given.
-        doc: the example's docstring, whose first line `--help` shows.
-    """
-    options = tyro.cli(
-        type(default), default=default, description=doc.partition("\n")[0]
-    )
-    if options.resume is None:
-        return options
-    try:
-        saved = json.loads((options.resume / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise SystemExit(
-            f"--resume {options.resume}: no run to continue there ({error})."
-        ) from None
-    given, usual = _config(options), _config(default)
-    for name, value in given.items():
-        if value not in (usual[name], saved.get(name)):
-            raise SystemExit(
-                f"--resume {options.resume}: that run has {name} = {saved.get(name)}, "
-                f"not {value}. Leave the option out to continue it exactly."
-            )
-    saved["hidden"] = tuple(saved["hidden"])
-    return dataclasses.replace(default, **saved, resume=options.resume)
-
-
 def train(name: str, env: Environment, options: Options, goal: float) -> np.ndarray:
     """Train, showing progress; leaves metrics, picture and checkpoints in a folder.
 
@@ -80,7 +47,7 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
     Returns:
         Returns of 100 fresh episodes of each seed after training, (seeds, 100).
     """
-    out = _folder(name, options)
+    out = folders.folder(name, options)
     print(f"writing to {out}/")
     per_eval = max(1, options.num_updates // options.num_evals)
     steps_per_update = options.num_envs * options.num_steps
@@ -91,14 +58,12 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
     eval_key, train_key = jax.random.split(jax.random.key(options.seed))
     run = init(jax.random.split(train_key, options.seeds))
     checkpoints = Checkpoints(out / "checkpoints")
-    done, rows = 0, []
+    done = 0
     if options.resume:
-        restored = checkpoints.restore(jax.eval_shape(lambda: run))
+        restored = checkpoints.restore(run)
         if restored:
             done, run = restored
-            rows = _read(out, done)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    _replace(out / "metrics.jsonl", lines)
+    rows = folders.rewind(out, "step", done)
 
     bar = tqdm(
         total=options.seeds * options.total_steps,
@@ -108,7 +73,7 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
         unit_scale=True,
     )
     bar.set_postfix_str("compiling")
-    start = time.perf_counter()
+    start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0)
     while done < options.total_steps:
         run, metrics = advance(run)
         done += per_eval * steps_per_update
@@ -119,7 +84,7 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
         row |= {k: v.tolist() for k, v in jaxppo.finalize(metrics).items()}
         rows.append(row)
         # Metrics first: a checkpoint never stands without the rows before it.
-        _append(out, row)
+        folders.append(out, row)
         checkpoints.save(done, run)
         bar.set_postfix_str(f"return {np.median(row['eval_return']):.1f}")
         bar.update(options.seeds * per_eval * steps_per_update)
@@ -153,51 +118,6 @@ def _compiled(env: Environment, options: Options, updates: int) -> tuple[Callabl
         jax.jit(advance, donate_argnums=0),
         jax.jit(evaluate),
     )
-
-
-def _folder(name: str, options: Options) -> Path:
-    """The folder of the run, with its options in it."""
-    if options.resume is not None:
-        return options.resume
-    out = options.out or Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
-    if (out / "config.json").exists():
-        raise SystemExit(
-            f"{out} holds a run already: continue it with --resume {out}, or give "
-            "another --out."
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    _replace(out / "config.json", json.dumps(_config(options), indent=2) + "\n")
-    return out
-
-
-def _config(options: Options) -> dict[str, Any]:
-    fields = dataclasses.asdict(options)
-    return json.loads(
-        json.dumps({k: v for k, v in fields.items() if k not in ("out", "resume")})
-    )
-
-
-def _append(out: Path, row: dict[str, Any]) -> None:
-    with (out / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    new.replace(path)
-
-
-def _read(out: Path, done: int) -> list[dict[str, Any]]:
-    """Rows up to a checkpoint; a killed process may have left more, or half a row."""
-    rows = []
-    for line in (out / "metrics.jsonl").read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return [row for row in rows if row["step"] <= done]
 
 
 def draw(name: str, rows: list[dict[str, Any]], goal: float, path: Path) -> None:

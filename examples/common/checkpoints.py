@@ -1,0 +1,150 @@
+"""Checkpoints that a killed process cannot tear and a flipped bit cannot pass.
+
+Orbax writes each one to a temporary folder and renames it when it is whole; arrays that
+are spread over devices and processes, each process its own part. What it does not do is
+notice damage to a finished one, so a checksum goes with it; a checkpoint that does not
+match is passed over for the one before it.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+Tree = TypeVar("Tree")
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder; the last few are kept."""
+
+    def __init__(self, folder: Path, keep: int = 3):
+        """Open the folder, or make it."""
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, enable_async_checkpointing=False
+            ),
+        )
+
+    def save(self, step: int, state: Any) -> None:
+        """Write a pytree of arrays; when this returns, it is on disk."""
+        if step in self._manager.all_steps():  # a damaged one that was passed over
+            self._manager.delete(step)
+        leaves = _leaves(state)
+        meta = {"checksum": _checksum(leaves), "tree": _layout(state)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)
+            ),
+        )
+
+    def restore(self, like: Tree) -> tuple[int, Tree] | None:
+        """The newest sound checkpoint and its step; None if there is none.
+
+        Args:
+            like: a pytree as it was saved, of arrays or of their shapes and shardings:
+                they may be spread in another way than those that were saved.
+
+        Raises:
+            ValueError: a checkpoint is sound but of another layout.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                meta = self._manager.restore(
+                    step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+                )["meta"]
+                if meta["tree"] != _layout(like):
+                    raise _OtherLayout(
+                        f"checkpoint {step} is of a run with other options or of "
+                        "another version: its arrays differ in name, shape or dtype."
+                    )
+                wanted = ocp.args.StandardRestore(_wanted(like))
+                leaves = self._manager.restore(
+                    step, args=ocp.args.Composite(state=wanted)
+                )["state"]
+                if _checksum(leaves) != meta["checksum"]:
+                    raise ValueError("its checksum does not match")
+            except _OtherLayout:
+                raise
+            except Exception as error:  # whatever a damaged file makes its reader raise
+                warnings.warn(
+                    f"checkpoint {step} is damaged ({error}); trying the one before it",
+                    stacklevel=2,
+                )
+                continue
+            return step, _tree(like, leaves)
+        return None
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._manager.close()
+
+
+class _OtherLayout(ValueError):
+    """Not damage: a checkpoint of something else."""
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _leaves(state: Any) -> dict[str, jax.Array]:
+    leaves = jax.tree.leaves(state)
+    leaves = [jax.random.key_data(x) if _is_key(x) else x for x in leaves]
+    return {f"{i:04d}": x for i, x in enumerate(leaves)}
+
+
+def _wanted(like: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of what was saved, and where they are to go."""
+    shapes = jax.eval_shape(_leaves, like)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def one(shape: jax.ShapeDtypeStruct, x: Any) -> jax.ShapeDtypeStruct:
+        place = here if _is_key(x) else getattr(x, "sharding", None) or here
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+
+    pairs = zip(shapes.items(), jax.tree.leaves(like), strict=True)
+    return {name: one(shape, x) for (name, shape), x in pairs}
+
+
+def _tree(like: Tree, leaves: dict[str, jax.Array]) -> Tree:
+    old, structure = jax.tree.flatten(like)
+    new = [leaves[name] for name in sorted(leaves)]
+    new = [
+        jax.random.wrap_key_data(n) if _is_key(o) else n
+        for o, n in zip(old, new, strict=True)
+    ]
+    return jax.tree.unflatten(structure, new)
+
+
+def _layout(state: Any) -> dict[str, str]:
+    """Name, shape and dtype of every array."""
+    paths = jax.tree_util.tree_leaves_with_path(state)
+    return {
+        jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in paths
+    }
+
+
+def _checksum(leaves: dict[str, jax.Array]) -> dict[str, int]:
+    """Of every array, on its devices: the same however it is spread."""
+    return {name: int(_sum_of_bits(x)) for name, x in leaves.items()}
+
+
+@jax.jit
+def _sum_of_bits(x: jax.Array) -> jax.Array:
+    """Its words, each times an odd number of its place, modulo 2^32.
+
+    Every single flipped bit changes it (an odd multiple of a power of 2 is not 0).
+    """
+    x = x.astype(jnp.uint8) if x.dtype == bool else x
+    size = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+    words = jax.lax.bitcast_convert_type(x, size).astype(jnp.uint32)
+    odd = jnp.ones((), jnp.uint32)
+    for axis in range(words.ndim):  # a place is mixed of its coordinates
+        step = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        odd = odd * jnp.uint32(2654435761) + jnp.uint32(2) * step
+    return jnp.sum(words * odd, dtype=jnp.uint32)

@@ -1,0 +1,115 @@
+"""A run's folder: its options, its metrics line by line, and how it is continued."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import tyro
+
+
+class Options(Protocol):
+    """A dataclass of options, two of which say where a run is."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def out(self) -> Path | None:
+        """Folder of a new run."""
+        ...
+
+    @property
+    def resume(self) -> Path | None:
+        """Folder of a run to continue."""
+        ...
+
+
+Chosen = TypeVar("Chosen", bound=Options)
+
+
+def parse(default: Chosen, doc: str, args: list[str] | None = None) -> Chosen:
+    """The command line's options; a resumed run's are its own.
+
+    Args:
+        default: a dataclass, what holds if nothing is given.
+        doc: the example's docstring, whose first line `--help` shows.
+        args: instead of the command line.
+    """
+    options = tyro.cli(
+        type(default), default=default, description=doc.partition("\n")[0], args=args
+    )
+    if options.resume is None:
+        return options
+    try:
+        saved = json.loads((options.resume / "config.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise SystemExit(
+            f"--resume {options.resume}: no run to continue there ({error})."
+        ) from None
+    usual, given = config(default), config(options)
+    for name, value in given.items():
+        if value not in (usual[name], saved.get(name)):
+            raise SystemExit(
+                f"--resume {options.resume}: that run has {name} = {saved.get(name)}, "
+                f"not {value}. Leave the option out to continue it exactly."
+            )
+    for name, value in saved.items():
+        if isinstance(getattr(default, name), tuple):
+            saved[name] = tuple(value)
+    own = {name: getattr(options, name) for name in set(MACHINE) & set(vars(options))}
+    return dataclasses.replace(default, **saved, **own)
+
+
+MACHINE = ("out", "resume", "mesh", "axes", "coordinator", "processes", "process")
+"""Options that say where and on what a run takes place; it is the same run."""
+
+
+def config(options: Any) -> dict[str, Any]:
+    """The options that a run is determined by, as JSON has them."""
+    fields = dataclasses.asdict(options)
+    return json.loads(
+        json.dumps({k: v for k, v in fields.items() if k not in MACHINE}, default=str)
+    )
+
+
+def folder(name: str, options: Options) -> Path:
+    """The folder of the run, with its options in it."""
+    if options.resume is not None:
+        return options.resume
+    out = options.out or Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
+    if (out / "config.json").exists():
+        raise SystemExit(
+            f"{out} holds a run already: continue it with --resume {out}, or give "
+            "another --out."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    replace(out / "config.json", json.dumps(config(options), indent=2) + "\n")
+    return out
+
+
+def append(out: Path, row: dict[str, Any]) -> None:
+    """One more line of metrics."""
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def rewind(out: Path, name: str, done: int) -> list[dict[str, Any]]:
+    """Cut the metrics back to a checkpoint; a killed process may leave half a line."""
+    rows = []
+    if done:
+        for line in (out / "metrics.jsonl").read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    rows = [row for row in rows if row[name] <= done]
+    replace(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)

@@ -1,0 +1,1 @@
+"""Language models by PPO and GRPO: model, weights, sampler, tasks, training, runs."""

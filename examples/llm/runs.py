@@ -1,0 +1,342 @@
+"""A run: a model from a file, prompts, rewards, updates, and all that a person sees."""
+
+import dataclasses
+import json
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from common import folders
+from common.checkpoints import Checkpoints
+from flax import nnx
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+import jaxppo
+
+from . import sampler, sharding, tasks, tiny, weights
+from .algorithms import ALGORITHMS
+from .model import Training, is_trained
+from .scoring import Scorer
+from .training import Hyper, trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Hyper):
+    """Hyper-parameters, and what else a run is made of."""
+
+    model: str = "smollm2"
+    """smollm2, tiny (random), a GGUF file, or a folder of config.json, safetensors."""
+    task: str = "arithmetic"
+    """arithmetic, digits (for random models), or reasoning-gym:NAME."""
+    num_updates: int = 25
+    """Updates to make."""
+    max_prompt_tokens: int = 32
+    """Prompts are padded to this."""
+    max_new_tokens: int | None = None
+    """Of a completion; the task's if not given."""
+    eval_prompts: int = 32
+    """Held-out problems that the model is judged by, before and after."""
+    train_layers: int | None = None
+    """Train the last so many layers only."""
+    lora_rank: int = 0
+    """Train low-rank updates of the projections instead of the weights."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; the weights that are trained are float32."""
+    remat: bool = True
+    """Compute layers again for the gradient instead of keeping what they computed."""
+    reward_seconds: float = 10.0
+    """What one sample's reward may take before it is given up."""
+    save_every: int = 10
+    """Updates between checkpoints."""
+    seed: int = 0
+    """Of everything random; the same seed on the same machine gives the same run."""
+    out: Path | None = None
+    """Folder for everything written; made from the time if not given."""
+    resume: Path | None = None
+    """Folder of a run to continue, exactly, from its last checkpoint."""
+    mesh: str = ""
+    """Devices, such as data=2,fsdp=2,tensor=2; one if not given."""
+    axes: Literal["auto", "explicit"] = "auto"
+    """Whether shardings are part of the arrays' types."""
+    coordinator: str | None = None
+    """Address of process 0, such as 10.0.0.1:1234, if there are several."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """Which of them this is."""
+    smoke: bool = False
+    """All of it in a minute: the tiny model, two updates."""
+
+
+def parse(default: Options, doc: str, args: list[str] | None = None) -> Options:
+    """The command line's options; `--smoke` makes some of them small."""
+    options = folders.parse(default, doc, args)
+    if not options.smoke:
+        return options
+    sizes = dict(num_updates=2, prompts_per_update=4, group_size=4, eval_prompts=4)
+    return dataclasses.replace(options, model="tiny", task="digits", **sizes)
+
+
+def train(options: Options) -> dict[str, float]:
+    """Train; leaves metrics, a picture, checkpoints and the policy in a folder.
+
+    Returns:
+        The mean reward of held-out problems, `before` and `after`.
+    """
+    o = options
+    if o.coordinator:
+        jax.distributed.initialize(o.coordinator, o.processes, o.process)
+    on_mesh = bool(o.mesh) or jax.process_count() > 1
+    mesh = sharding.mesh(o.mesh, o.axes == "explicit") if on_mesh else None
+    with jax.set_mesh(mesh) if mesh is not None else nullcontext():
+        return _Run(o, mesh).train()
+
+
+class _Run:
+    def __init__(self, options: Options, mesh: Any):
+        self.options, self.mesh = o, _ = options, mesh
+        self.task = tasks.task(o.task)
+        source = tiny.source() if o.model == "tiny" else None
+        path = weights.smollm2() if o.model == "smollm2" else Path(o.model)
+        self.source = weights.read(path) if source is None else source
+        self.config, self.tokenizer = self.source.config, self.source.tokenizer
+        new = o.max_new_tokens or self.task.max_new_tokens
+        if o.max_prompt_tokens + new > self.config.max_len:
+            raise ValueError(
+                f"prompts of {o.max_prompt_tokens} tokens and {new} new ones, but the "
+                f"model has seen {self.config.max_len} at most."
+            )
+        self.training = Training(
+            layers=o.train_layers,
+            lora_rank=o.lora_rank,
+            value_head=ALGORITHMS[o.algorithm].critic,
+            dtype=jnp.dtype(o.dtype),
+            remat=o.remat,
+        )
+        self.key = jax.random.key(o.seed)
+        graph, params = weights.loaded(self.source, self.training, self.key)
+        trained, frozen = nnx.split_state(
+            params, is_trained(self.config, self.training), ...
+        )
+        ends = (*self.source.end_ids, *_ids_with(self.tokenizer, self.task.stop))
+        of = trainer(graph, o, max_new_tokens=new, end_ids=ends)
+        self.frozen = self._placed(frozen)
+        self.ref = self._placed(trained) if o.kl_coef else None
+        trained = self._placed(trained)
+        self.state = self._initial(of.init, trained)
+        self.sample = jax.jit(of.sample)
+        self.update = jax.jit(of.update, donate_argnums=0)
+        self.scorer = Scorer(self.task.reward, o.reward_seconds)
+        self.main = jax.process_index() == 0
+
+    def train(self) -> dict[str, float]:
+        o = self.options
+        out = self._folder()
+        checkpoints = Checkpoints(out / "checkpoints")
+        done = 0
+        if o.resume and (restored := checkpoints.restore(self.state)):
+            done, self.state = restored
+        rows = folders.rewind(out, "update", done) if self.main else []
+        board = _tensorboard(out) if self.main else None
+        start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0)
+        before = self._judge("before", out, done == 0)
+        bar = tqdm(total=o.num_updates, initial=done, desc=o.algorithm, unit="update")
+        bar.disable = not self.main
+        bar.set_postfix_str("compiling")
+        while done < o.num_updates:
+            row = self._step(done)
+            jaxppo.check_progress(self.state)
+            done += 1
+            row = {"update": done, "seconds": time.perf_counter() - start} | row
+            if self.main:
+                rows.append(row)
+                folders.append(out, row)
+                if board is not None:
+                    for name, value in row.items():
+                        board.add_scalar(name, value, done)
+            if done % o.save_every == 0 or done == o.num_updates:
+                checkpoints.save(done, self.state)
+            bar.set_postfix_str(f"reward {row['reward']:.2f}")
+            bar.update()
+        bar.close()
+        checkpoints.close()
+        after = self._judge("after", out, True)
+        self._leave(out, rows)
+        self.scorer.close()
+        return {"before": before, "after": after}
+
+    def _step(self, index: int) -> dict[str, float]:
+        """Sample, score and learn; the metrics of it."""
+        o, start = self.options, time.perf_counter()
+        key = jax.random.fold_in(self.key, index)
+        problems = self.task.problems(f"{o.seed} {index}", o.prompts_per_update, False)
+        prompts, samples, rewards, scored, _ = self._sampled(problems, key)
+        sampled = time.perf_counter() - start
+        mask = np.asarray(samples.mask)
+        batch = {
+            **prompts,
+            "completions": samples.tokens,
+            "mask": mask & scored[..., None],
+            "old_log_probs": samples.log_probs,
+            "rewards": rewards,
+            "scored": scored,
+        }
+        if samples.values is not None:
+            batch["old_values"] = samples.values
+        batch = self._rows(batch)
+        self.state, metrics = self.update(
+            self.state, self.frozen, self.ref, batch, jax.random.fold_in(key, 1)
+        )
+        learned = {k: float(v) for k, v in jaxppo.finalize(metrics).items()}
+        seconds = time.perf_counter() - start
+        return {
+            "reward": float(np.mean(rewards[scored])) if np.any(scored) else 0.0,
+            "length": float(np.mean(np.sum(mask, -1))),
+            "failed_rewards": int(np.sum(~scored)),
+            **learned,
+            "sample_seconds": sampled,
+            "update_seconds": seconds - sampled,
+            "tokens_per_second": float(np.sum(mask)) / seconds,
+        }
+
+    def _sampled(self, problems: list[tasks.Problem], key: jax.Array) -> Any:
+        """Completions of problems, with their rewards and texts."""
+        texts = [self.tokenizer.encode(p.prompt).ids for p in problems]
+        ids, mask = sampler.padded(texts, self.options.max_prompt_tokens)
+        prompts = {"prompts": ids, "prompt_mask": mask}
+        on_devices = self._rows(prompts)
+        samples = self.sample(
+            self.state.params,
+            self.frozen,
+            on_devices["prompts"],
+            on_devices["prompt_mask"],
+            key,
+        )
+        samples = jax.tree.map(_whole, samples)
+        words = [
+            self.tokenizer.decode(row[kept].tolist())
+            for row, kept in zip(
+                samples.tokens.reshape(-1, samples.tokens.shape[-1]),
+                samples.mask.reshape(-1, samples.mask.shape[-1]),
+                strict=True,
+            )
+        ]
+        shape = samples.mask.shape[:2]
+        answers = [p.answer for p in problems for _ in range(shape[1])]
+        # One process scores: a time limit may strike in one and not in another.
+        if self.main:
+            rewards, scored = self.scorer(answers, words)
+        else:
+            rewards, scored = (
+                np.zeros(len(words), np.float32),
+                np.zeros(len(words), bool),
+            )
+        if jax.process_count() > 1:
+            rewards, scored = multihost_utils.broadcast_one_to_all((rewards, scored))
+        return prompts, samples, rewards.reshape(shape), scored.reshape(shape), words
+
+    def _judge(self, when: str, out: Path, show: bool) -> float:
+        """The mean reward of held-out problems, and some completions in a file."""
+        o, rewards, shown = self.options, [], []
+        problems = self.task.problems(f"{o.seed}", o.eval_prompts, True)
+        for i in range(0, len(problems), o.prompts_per_update):
+            some = problems[i : i + o.prompts_per_update]
+            some += problems[: o.prompts_per_update - len(some)]  # one compilation
+            key = jax.random.fold_in(jax.random.fold_in(self.key, 2**31 - 1), i)
+            _, _, reward, _, words = self._sampled(some, key)
+            rewards.append(reward)
+            shown += zip(some, words[:: o.group_size], reward[:, 0], strict=True)
+        mean = float(np.mean(np.concatenate(rewards)[: o.eval_prompts]))
+        if self.main and show:
+            samples = [
+                {"prompt": p.prompt, "completion": text, "reward": float(reward)}
+                for p, text, reward in shown[: o.eval_prompts]
+            ]
+            report = {"mean_reward": mean, "samples": samples}
+            folders.replace(out / f"{when}.json", json.dumps(report, indent=2) + "\n")
+            tqdm.write(f"{when} training: mean reward {mean:.3f} on held-out problems")
+            for x in samples[:4]:
+                last = x["prompt"].splitlines()[-1]
+                tqdm.write(f"  {last}{x['completion'].rstrip()!r}  {x['reward']:g}")
+        return mean
+
+    def _folder(self) -> Path:
+        """Process 0 makes it, and tells the others."""
+        out = Path()
+        if self.main:
+            out = folders.folder(self.options.algorithm, self.options)
+            print(f"writing to {out}/", flush=True)
+        if jax.process_count() == 1:
+            return out
+        name = np.frombuffer(str(out.absolute()).encode().ljust(4096), np.uint8)
+        name = np.asarray(multihost_utils.broadcast_one_to_all(name))
+        return Path(name.tobytes().decode().rstrip())
+
+    def _leave(self, out: Path, rows: list[dict[str, float]]) -> None:
+        """The policy, for transformers and for `--model`, and the picture."""
+        params = nnx.merge_state(
+            jax.tree.map(_whole, self.state.params), jax.tree.map(_whole, self.frozen)
+        )
+        if not self.main:
+            return
+        ends = self.source.end_ids
+        args = self.config, self.training, params, self.tokenizer, ends
+        weights.export(out / "policy", *args)
+        from .pictures import draw
+
+        if rows:
+            draw(
+                f"{self.options.algorithm}, {self.options.task}",
+                rows,
+                out / "curves.png",
+            )
+        for what, name in dict(
+            curves="curves.png", metrics="metrics.jsonl", policy="policy/"
+        ).items():
+            print(f"{what:8} {out / name}")
+
+    # --- arrays and devices ---
+
+    def _placed(self, tree: Any) -> Any:
+        if self.mesh is None:
+            return jax.tree.map(jnp.array, tree)
+        return sharding.placed(tree, sharding.of_parameters(self.mesh, tree))
+
+    def _initial(self, init: Any, trained: Any) -> Any:
+        if self.mesh is None:
+            return jax.jit(init)(trained)
+        shapes = jax.eval_shape(init, trained)
+        places = sharding.of_parameters(self.mesh, shapes)
+        return jax.jit(init, out_shardings=places)(trained)
+
+    def _rows(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, batch)
+        place = jax.NamedSharding(self.mesh, sharding.ROWS)
+        return {k: sharding.placed(x, place) for k, x in batch.items()}
+
+
+def _whole(x: jax.Array) -> np.ndarray:
+    """An array on the host, all of it in every process."""
+    if jax.process_count() > 1 and not x.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
+
+
+def _ids_with(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Tokens that contain a text: any of them ends a completion."""
+    ids = range(tokenizer.get_vocab_size())
+    return tuple(i for i in ids if text in tokenizer.decode([i]))
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(out / "tensorboard"))

