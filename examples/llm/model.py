@@ -174,7 +174,7 @@ class Llama(nnx.Module):
         normal = nnx.initializers.normal(0.02)
         table = lambda: nnx.Param(normal(rngs.params(), (c.vocab_size, c.dim)))
         self.embed = table()
-        self.stacks = nnx.List([stack(rngs.fork(split=n)) for n in self.sizes])
+        self.stacks = nnx.List([stack(rngs.split(n)) for n in self.sizes])
         self.norm = nnx.RMSNorm(
             c.dim, epsilon=c.norm_eps, dtype=training.dtype, rngs=rngs
         )

@@ -54,4 +54,4 @@ def source(config: Config = CONFIG) -> Source:
         scale = 0.3 if stem in ("embed_tokens", "lm_head") else shape[1] ** -0.5
         return (scale * rng.normal(size=shape)).astype(np.float32)
 
-    return Source(config, tensor, tokenizer(), (0, 1))
+    return Source("tiny", config, tensor, tokenizer(), (0, 1))

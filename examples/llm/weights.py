@@ -58,6 +58,7 @@ FAMILIES = {
 class Source(NamedTuple):
     """A model in a file: its sizes, its tensors by Hugging Face's names, its words."""
 
+    name: str
     config: Config
     tensor: Callable[[str], np.ndarray]
     tokenizer: Tokenizer
@@ -119,11 +120,11 @@ def _folder(path: Path) -> Source:
 
     def tensor(name: str) -> np.ndarray:
         if name not in files:
-            raise ValueError(f"{path} is incomplete: no tensor {name}.")
+            raise ValueError(f"no tensor {name}")
         x = files[name].get_tensor(name)
         return np.asarray(x, np.float32)
 
-    return Source(config, tensor, tokenizer, ends)
+    return Source(str(path), config, tensor, tokenizer, ends)
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
@@ -263,7 +264,7 @@ def _gguf(path: Path) -> Source:
         else:
             theirs = f"{GGUF_TOP[stem]}.{kind}"
         if theirs not in tensors:
-            raise ValueError(f"{path} is incomplete: no tensor {theirs}.")
+            raise ValueError(f"no tensor {theirs}")
         x = tensors[theirs]
         y = np.asarray(gguf.quants.dequantize(x.data, x.tensor_type), np.float32)
         heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
@@ -275,13 +276,13 @@ def _gguf(path: Path) -> Source:
         fields.get("tokenizer.ggml.eot_token_id"),
     }
     ends = tuple(int(i) for i in ends if i is not None)
-    return Source(config, tensor, _gguf_tokenizer(fields), ends)
+    return Source(str(path), config, tensor, _gguf_tokenizer(fields), ends)
 
 
 def _halves(w: np.ndarray, heads: int) -> np.ndarray:
     """Rows of pairs (x0, y0, x1, y1), as llama.cpp rotates them, as halves."""
     if w.ndim != 2 or w.shape[0] % (2 * heads):
-        raise ValueError(f"a projection of shape {w.shape}, for {heads} heads.")
+        raise ValueError(f"a projection of shape {w.shape}, for {heads} heads")
     pairs = w.reshape(heads, -1, 2, w.shape[1])
     return pairs.swapaxes(1, 2).reshape(w.shape)
 
@@ -291,7 +292,7 @@ def _gguf_tokenizer(fields: dict[str, Any]) -> Tokenizer:
     if kind != ("gpt2", "smollm"):
         raise _Unsupported(f"a tokenizer of kind {kind}; expected a folder for it.")
     words, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    merges = [tuple(m.split(" ")) for m in fields["tokenizer.ggml.merges"]]
+    merges = [tuple(m.split(" ")) for m in fields.get("tokenizer.ggml.merges", [])]
     vocab = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     digits = pre_tokenizers.Digits(individual_digits=True)
@@ -320,15 +321,16 @@ def loaded(source: Source, training: Training, key: jax.Array) -> tuple[Any, Any
     Low-rank updates and the value head, which no file has, are drawn from the key.
     """
     graph, shapes = graph_and_shapes(source.config, training)
-    own = lambda path, _: "lora" in path or path[0] == "value"
-    fresh = jax.jit(
-        lambda key: nnx.state(Llama(source.config, training, nnx.Rngs(key)), own)
-    )(key)
-    flat = dict(nnx.to_flat_state(fresh))
+    new = lambda path, _: "lora" in path or path[0] == "value"
+    flat = {}
     for path, x in nnx.to_flat_state(shapes):
-        if path not in flat:
-            value = _array(source, training, path, x.shape)
-            flat[path] = x.replace(value)
+        if not new(path, x):
+            flat[path] = x.replace(_array(source, training, path, x.shape))
+    if training.lora_rank or training.value_head:
+        drawn = lambda key: nnx.state(
+            Llama(source.config, training, nnx.Rngs(key)), new
+        )
+        flat |= dict(nnx.to_flat_state(jax.jit(drawn)(key)))  # the rest is not computed
     return graph, nnx.from_flat_state(flat.items())
 
 
@@ -339,7 +341,7 @@ def _array(
         return _tensor(source, _top(path), shape)
     first, count = _span(source.config, training, path[1])
     tensor = lambda i: _tensor(source, _in_layer(first + i, path), shape[1:])
-    start = tensor(0)  # of the right size: only now is there memory taken for all
+    start, _ = tensor(0), tensor(count - 1)  # they exist: only now is memory taken
     out = np.empty((count, *start.shape), np.float32)
     for i in range(count):
         out[i] = tensor(i)
@@ -347,10 +349,15 @@ def _array(
 
 
 def _tensor(source: Source, name: str, shape: tuple) -> np.ndarray:
-    x = source.tensor(name)
+    try:
+        x = source.tensor(name)
+    except Exception as error:  # whatever a damaged file makes its reader raise
+        raise ValueError(f"{source.name} is damaged or incomplete: {error}.") from error
     x = x.T if name.endswith("_proj.weight") else x
     if x.shape != shape:
-        raise ValueError(f"{name} has shape {x.shape}; its configuration says {shape}.")
+        raise ValueError(
+            f"{source.name}: {name} has shape {x.shape}; its configuration says {shape}."
+        )
     return x
 
 
@@ -436,7 +443,7 @@ def _raw(c: Config, end_ids: tuple[int, ...]) -> dict[str, Any]:
         "rope_parameters": rope,
         **({} if c.rope_scaling is None else {"rope_scaling": rope}),
         "tie_word_embeddings": c.tied,
-        "attention_bias": c.qkv_bias and family != "Qwen2ForCausalLM",
+        "attention_bias": c.qkv_bias,
         "torch_dtype": "float32",
         "eos_token_id": list(end_ids) or None,
         "bos_token_id": None,

