@@ -95,7 +95,7 @@ def generate(
     out = Samples(blank(jnp.int32), blank(bool), blank(jnp.float32), values)
     ended = jnp.zeros(sizes, bool)
     out, ended = sample(out, ended, state, jnp.int32(0))
-    cache = model.empty_cache(*sizes, max_new_tokens - 1)
+    cache = model.empty_cache(*sizes, max(max_new_tokens - 1, 1))
     carry = jnp.int32(1), out, ended, cache
     return jax.lax.while_loop(going_on, step, carry)[1]
 

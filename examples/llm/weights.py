@@ -356,7 +356,8 @@ def _tensor(source: Source, name: str, shape: tuple) -> np.ndarray:
     x = x.T if name.endswith("_proj.weight") else x
     if x.shape != shape:
         raise ValueError(
-            f"{source.name}: {name} has shape {x.shape}; its configuration says {shape}."
+            f"{source.name}: {name} has shape {x.shape}, but its "
+            f"configuration says {shape}."
         )
     return x
 

@@ -1,0 +1,75 @@
+"""Tasks and their rewards: checked by a program, in a process that may fail."""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from llm import tasks
+from llm.scoring import Scorer
+from llm_rewards import by_name
+
+
+def test_a_reward_that_fails_is_one_samples():
+    scorer = Scorer(by_name, limit=1.5)
+    names = ["fine", "raise", "hang", "nan", "die", "none", "inf", "fine"]
+    start = time.monotonic()
+    rewards, scored = scorer([0.25] * 7 + [0.75], names)
+    assert time.monotonic() - start < 40
+    np.testing.assert_array_equal(scored, [name == "fine" for name in names])
+    np.testing.assert_array_equal(rewards, [0.25, 0, 0, 0, 0, 0, 0, 0.75])
+    rewards, scored = scorer([1.0], ["fine"])  # it goes on
+    assert scored.all() and rewards == 1
+    scorer.close()
+
+
+def test_arithmetic():
+    task = tasks.task("arithmetic")
+    learned = task.problems("0", 2000, False)
+    held_out = task.problems("0", 2000, True)
+    assert {p.prompt for p in learned}.isdisjoint(p.prompt for p in held_out)
+    assert len({p.prompt for p in learned}) == 65
+    assert len({p.prompt for p in held_out}) == 16
+    for prompt, answer in learned[:50]:
+        a, _, b, _ = prompt.splitlines()[-1].split()
+        assert int(a) + int(b) == int(answer)
+    assert task.problems("0", 5, False) == learned[:5]
+    assert task.problems("1", 5, False) != learned[:5]
+    assert task.reward("12", " 12\n") == 1
+    for wrong in ("", "1", "12 3", "12.", "twelve", "112"):
+        assert task.reward("12", wrong) == 0
+
+
+def test_digits():
+    reward = tasks.task("digits").reward
+    assert [reward("", x) for x in ("", "1a", "12")] == [0, 0.5, 1]
+
+
+def test_unknown_tasks():
+    for name in ("arithmetics", "reasoning-gym", "reasoning-gym:"):
+        with pytest.raises(ValueError, match="no task"):
+            tasks.task(name)
+
+
+def test_reasoning_gym():
+    pytest.importorskip("reasoning_gym", reason="pip install reasoning-gym")
+    program = """
+from llm import tasks
+task = tasks.task("reasoning-gym:chain_sum")
+problems = task.problems("0", 4, False)
+assert len({p.prompt for p in problems}) > 1
+for p in problems:
+    assert p.prompt.count("=") == 3 and task.reward(p.answer, p.answer["answer"]) == 1
+    assert task.reward(p.answer, "no") < 1
+assert task.problems("0", 4, True)[0] != problems[0]
+try:
+    tasks.task("reasoning-gym:nothing")
+except Exception as error:
+    assert "nothing" in str(error)
+else:
+    raise AssertionError
+"""
+    examples = tasks.__file__.rsplit("/llm/", 1)[0]
+    # In a process of its own: it warns, and warnings are errors here.
+    subprocess.run([sys.executable, "-c", program], cwd=examples, check=True)
