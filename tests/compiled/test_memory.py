@@ -25,9 +25,10 @@ H200 = Path(__file__).parents[2] / "benchmarks" / "h200.textproto"
 @functools.cache
 def device(platform):
     """A description of one that is not here."""
+    jax.config.update("jax_platforms", "cpu")  # do not look for CUDA itself
+    jax.devices()  # now the plugins are known
     if platform == "gpu":
         pytest.importorskip("jax_plugins.xla_cuda12")
-        jax.config.update("jax_platforms", "cpu")  # do not look for CUDA itself
         kind = dict(platform="cuda", topology="1x1x1", target_config=H200.read_text())
         return topologies.get_topology_desc("one", **kind).devices[0]
     pytest.importorskip("libtpu")
