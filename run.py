@@ -23,7 +23,7 @@ TOOLS = {
 TESTS = {
     "test": [],
     "test-floor": [],
-    "test-compiled": ["tests/compiled", "-rs"],
+    "test-compiled": ["tests/compiled", "-rs", "-n0"],  # one process may have libtpu
     "test-live": ["tests/parity", "-rs"],
 }
 MORE = {"compiled": "tests/compiled/*.txt", "live": "tests/parity/live/*.txt"}

@@ -102,13 +102,8 @@ def token_log_probs(
     )
     check_options(fn, mode, vocab_block, token_block, cache_bytes)
     math.check_head(fn, hidden, unembed, targets, bias, vocab_last)
-    dtype = _checks.wide(hidden, unembed)
-    like = jax.ShapeDtypeStruct(targets.shape, dtype)
-    temperature = _checks.per_step(
-        fn, "temperature", temperature, "(0, inf)", targets=like
-    )
-    if softcap is not None:
-        softcap = _checks.number(fn, "softcap", softcap, "(0, inf)", dtype)
+    like = jax.ShapeDtypeStruct(targets.shape, _checks.wide(hidden, unembed))
+    temperature, softcap = math.constants(fn, temperature, softcap, targets=like)
     keep = _checks.valid(fn, mask, targets=targets)
     vocab_dim = 1 if vocab_last else 0
     shards = _mesh.shards(

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import _checks, _mesh, _stream
-from ._head_math import FAR, LOWEST, check_head, make_head
+from ._head_math import FAR, LOWEST, check_head, constants, make_head
 from ._head_plan import check_options, head_plan
 from ._stream import Blocks
 from ._types import Leaf, Scalar
@@ -118,11 +118,7 @@ def head_kl(
     check_options(fn, "recompute", vocab_block, token_block, 1)
     dtype = _checks.wide(hidden, unembed, ref_hidden, ref_unembed)
     like = jax.ShapeDtypeStruct(hidden.shape[:-1], dtype)
-    temperature = _checks.per_step(
-        fn, "temperature", temperature, "(0, inf)", hidden=like
-    )
-    if softcap is not None:
-        softcap = _checks.number(fn, "softcap", softcap, "(0, inf)", dtype)
+    temperature, softcap = constants(fn, temperature, softcap, hidden=like)
     keep = _checks.valid(fn, mask, hidden=like)
     keep = _mesh.full_like(hidden[..., 0], True) if keep is None else keep
     shards = _mesh.shards(fn, hidden, keep, unembed, vocab_dim, vocab_axis, token_spec)

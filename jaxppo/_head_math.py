@@ -81,6 +81,17 @@ def check_head(
             )
 
 
+def constants(
+    fn: str, temperature: Any, softcap: Any, **like: jax.ShapeDtypeStruct
+) -> tuple[jax.Array, jax.Array | None]:
+    """Temperature and softcap, checked, in the dtype of what they go with."""
+    ((_, of),) = like.items()
+    temperature = _checks.per_step(fn, "temperature", temperature, "(0, inf)", **like)
+    if softcap is not None:
+        softcap = _checks.number(fn, "softcap", softcap, "(0, inf)", of.dtype)
+    return temperature, softcap
+
+
 def make_head(
     hidden: Array,
     unembed: Array,

@@ -125,13 +125,8 @@ def linear_policy_loss(
             f"{fn}: `batch` has {rows} rows, but `hidden` has shape {hidden.shape}; "
             f"both need the same items: {len(hidden)} rows."
         )
-    dtype = _checks.wide(hidden, unembed)
-    like = jax.ShapeDtypeStruct(targets.shape, dtype)
-    temperature = _checks.per_step(
-        fn, "temperature", temperature, "(0, inf)", targets=like
-    )
-    if softcap is not None:
-        softcap = _checks.number(fn, "softcap", softcap, "(0, inf)", dtype)
+    like = jax.ShapeDtypeStruct(targets.shape, _checks.wide(hidden, unembed))
+    temperature, softcap = _head_math.constants(fn, temperature, softcap, targets=like)
     keep = _checks.valid(fn, mask, targets=targets)
     vocab_dim = 1 if vocab_last else 0
     shards = _mesh.shards(

@@ -5,6 +5,7 @@
 
 import functools
 import os
+from pathlib import Path
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu looks for a cloud
 
@@ -18,28 +19,17 @@ import jaxppo
 
 MIB = 2**20
 QWEN = dict(d=4096, vocab=151_936)
-H200 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132
-  fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
-  block_dim_limit_z: 65535 memory_bandwidth: 4800000000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 141000000000
-  shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 }
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 }
-device_description_str: "NVIDIA H200"
-"""
+H200 = Path(__file__).parents[2] / "benchmarks" / "h200.textproto"
 
 
 @functools.cache
 def device(platform):
     """A description of one that is not here."""
+    jax.config.update("jax_platforms", "cpu")  # do not look for CUDA itself
+    jax.devices()  # now the plugins are known
     if platform == "gpu":
         pytest.importorskip("jax_plugins.xla_cuda12")
-        jax.config.update("jax_platforms", "cpu")  # do not look for CUDA itself
-        kind = dict(platform="cuda", topology="1x1x1", target_config=H200)
+        kind = dict(platform="cuda", topology="1x1x1", target_config=H200.read_text())
         return topologies.get_topology_desc("one", **kind).devices[0]
     pytest.importorskip("libtpu")
     kind = dict(platform="tpu", topology_name="v6e:2x2")

@@ -1,0 +1,28 @@
+"""The benchmarks run, small, without the peers, and leave their tables and pictures."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+LEFT = {
+    "head": {"table.md", "table.json", "head_memory.png", "head_time.png"},
+    "losses": {"losses.md", "losses.json"},  # their values are checked in the run
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_runs(name, tmp_path):
+    command = [sys.executable, BENCHMARKS / f"{name}.py", "--quick", "--out", tmp_path]
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    out = subprocess.run(
+        list(map(str, command)),
+        **{"env": env, "cwd": tmp_path, "text": True, "capture_output": True},
+    )
+    assert out.returncode == 0, out.stderr[-3000:]
+    assert LEFT[name] <= {path.name for path in tmp_path.iterdir()}
+    (table,) = tmp_path.glob("*.md")
+    assert "jaxppo" in table.read_text()
