@@ -52,6 +52,25 @@ def test_smoke(environment, tmp_path, algorithm):
     assert 1e-6 < moved < 2e-5
 
 
+@pytest.mark.usefixtures("relaxed")
+def test_options_together(tmp_path):
+    """bfloat16, low-rank updates, a reference, a restricted sampler, microbatches."""
+    args = ["--smoke", "--dtype=bfloat16", "--lora-rank=4", "--kl-coef=0.1"]
+    args += ["--top-p=0.9", "--top-k=50", "--temperature=0.7", "--num-epochs=2"]
+    args += ["--num-microbatches=2", "--num-minibatches=2", "--train-layers=1"]
+    out = tmp_path / "run"
+    given = [*args, "--learning-rate=1e-2", "--no-remat", "--out", str(out)]
+    runs.train(runs.parse(runs.Options(), "", given))
+    first, second = rows(out)
+    assert first["skipped"] == second["skipped"] == 0
+    assert first["ref_kl"] < second["ref_kl"] < 1  # it leaves the start
+    start, policy = runs.tiny.source(), weights.read(out / "policy")
+    for layer, moves in enumerate([False, True]):
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
+        same = np.array_equal(policy.tensor(name), start.tensor(name))
+        assert same != moves
+
+
 def test_folder_is_named_by_itself(environment, tmp_path):
     run(environment, "train_llm", "--smoke", cwd=tmp_path)
     (out,) = (tmp_path / "runs").iterdir()
