@@ -138,7 +138,8 @@ def attention(q: jax.Array, *parts: Part) -> jax.Array:
         z = jnp.einsum(
             f"bgtkrd,{letters}->bgkrts", q, k, preferred_element_type=jnp.float32
         )
-        scores.append(jnp.where(mask[:, :, None, None], z, -1e30))
+        # Added, not chosen: the gradient of a choice keeps zeros of the scores' size.
+        scores.append(z + jnp.where(mask[:, :, None, None], 0.0, -1e30))
     weights = jax.nn.softmax(jnp.concatenate(scores, -1)).astype(q.dtype)
     out, start = jnp.zeros_like(q), 0
     for _, v, _ in parts:
