@@ -40,3 +40,16 @@ def relaxed():
     """Promotion as a user has it: for code that is not the library's."""
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """A user's environment, with a cache that spares the later runs the compiling."""
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    cache = tmp_path_factory.getbasetemp() / "compiled"
+    return env | {
+        "PYTHONWARNINGS": "error",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "COLUMNS": "100",
+    }

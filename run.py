@@ -25,8 +25,16 @@ TESTS = {
     "test-floor": [],
     "test-compiled": ["tests/compiled", "-rs", "-n0"],  # one process may have libtpu
     "test-live": ["tests/parity", "-rs"],
+    "test-hf": ["tests/hf", "-rs"],
 }
-MORE = {"compiled": "tests/compiled/*.txt", "live": "tests/parity/live/*.txt"}
+SMOLLM2 = "examples/llm/*.txt"
+MORE = {
+    "": SMOLLM2,
+    "floor": SMOLLM2,
+    "hf": "tests/hf/*.txt",
+    "compiled": "tests/compiled/*.txt",
+    "live": "tests/parity/live/*.txt",
+}
 HELP = """\
 usage: python3 run.py COMMAND [ARGUMENT ...]
 
@@ -40,6 +48,8 @@ for work on jaxppo itself:
                 (350 MB; neither has to be there)
   test-live     compare the recipes with verl, TRL, ... themselves, on fresh inputs;
                 installs torch and them (Python 3.11, 3 GB)
+  test-hf       compare the language model and its files with transformers;
+                installs torch and it (Python 3.11, 2 GB)
   lint          check formatting, style and types
   fix           mend the formatting and style that can be mended
 
@@ -75,7 +85,7 @@ def environment(extra: str, kind: str = "") -> str:
     home = place(f".venv-{kind}" if kind else ".venv")
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     pins = [ROOT / "constraints" / "floor.txt"] if kind == "floor" else []
-    more = sorted(ROOT.glob(MORE[kind])) if kind in MORE else []
+    more = sorted(ROOT.glob(MORE[kind]))
     files = [f.read_text("utf-8") for f in [ROOT / "pyproject.toml", *pins, *more]]
     made_of = "\0".join([sys.version, str(ROOT), *files])
     key = hashlib.sha256(made_of.encode()).hexdigest()

@@ -1,53 +1,11 @@
 """The examples, as a user runs them: in processes of their own, killed and resumed."""
 
-import json
-import os
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from processes import EXAMPLES, kill_at, rows, run, start
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = ["--total-steps", "24000", "--num-envs", "4", "--num-evals", "11"]
-
-
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """A user's environment, with a cache that spares the later runs the compiling."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    cache = tmp_path_factory.getbasetemp() / "compiled"
-    return env | {
-        "PYTHONWARNINGS": "error",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-        "COLUMNS": "100",
-    }
-
-
-def start(environment, name, *args, cwd=None) -> subprocess.Popen:
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *args]
-    return subprocess.Popen(
-        list(map(str, command)),
-        **{"env": environment, "cwd": cwd, "text": True},
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
-    )
-
-
-def run(environment, name, *args, code=0, cwd=None) -> str:
-    process = start(environment, name, *args, cwd=cwd)
-    out, _ = process.communicate(timeout=600)
-    assert process.returncode == code, out
-    return out
-
-
-def rows(out: Path) -> list[dict]:
-    """The metrics of a run, without what a clock put there."""
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in lines]
 
 
 def final_returns(text: str) -> list[float]:
@@ -115,36 +73,19 @@ def uninterrupted(environment, tmp_path_factory):
     return rows(out), returns
 
 
-def kill_at(environment, out: Path, num_rows: int, delay: float) -> None:
-    """kill -9, so long after so many rows of metrics were written."""
-    process = start(environment, "cartpole", *SMALL, "--out", out)
-    deadline = time.monotonic() + 300
-    while not (out / "metrics.jsonl").exists() or len(rows_so_far(out)) < num_rows:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.001)
-    time.sleep(delay)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -9
-
-
-def rows_so_far(out: Path) -> list[str]:
-    return (out / "metrics.jsonl").read_text().splitlines()
-
-
 @pytest.mark.parametrize(("num_rows", "delay"), [(1, 0.0), (3, 0.02), (5, 0.05)])
 def test_killed_and_resumed_is_the_same_run(
     environment, tmp_path, uninterrupted, num_rows, delay
 ):
     out = tmp_path / "run"
-    kill_at(environment, out, num_rows, delay)
+    kill_at(environment, num_rows, delay, "cartpole", *SMALL, "--out", out)
     text = run(environment, "cartpole", "--resume", out)
     assert (rows(out), final_returns(text)) == uninterrupted
 
 
 def test_damaged_checkpoint_is_passed_over(environment, tmp_path, uninterrupted):
     out = tmp_path / "run"
-    kill_at(environment, out, 4, 0.1)
+    kill_at(environment, 4, 0.1, "cartpole", *SMALL, "--out", out)
     whole = [x for x in (out / "checkpoints").iterdir() if x.name.isdigit()]
     newest = max(whole, key=lambda path: int(path.name))
     data = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
@@ -160,7 +101,7 @@ def test_damaged_checkpoint_is_passed_over(environment, tmp_path, uninterrupted)
 
 def test_resume_refuses_other_options(environment, tmp_path):
     out = tmp_path / "run"
-    kill_at(environment, out, 1, 0.0)
+    kill_at(environment, 1, 0.0, "cartpole", *SMALL, "--out", out)
     text = run(environment, "cartpole", "--resume", out, "--gamma", "0.9", code=1)
     assert "that run has gamma = 0.98, not 0.9" in text
     text = run(environment, "cartpole", "--out", out, code=1)

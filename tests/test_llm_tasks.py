@@ -42,8 +42,12 @@ def test_arithmetic():
 
 
 def test_digits():
-    reward = tasks.task("digits").reward
-    assert [reward("", x) for x in ("", "1a", "12")] == [0, 0.5, 1]
+    task = tasks.task("digits")
+    assert [task.reward("", x) for x in ("", "1a", "12")] == [0, 0.5, 1]
+    learned, judged = (task.problems("0", 50, held_out) for held_out in (False, True))
+    assert len({len(p.prompt) for p in learned}) > 3
+    assert not {p.prompt for p in learned} & {p.prompt for p in judged}
+    assert task.problems("0", 5, False) == learned[:5]
 
 
 def test_unknown_tasks():

@@ -315,10 +315,11 @@ def is_trained(config: Config, training: Training) -> Callable[[tuple, Any], boo
     last = len(stack_sizes(config, training)) - 1
 
     def trained(path: tuple, value: Any) -> bool:
-        if training.lora_rank:
-            return "lora" in path or path[0] == "value"
-        if training.layers is None:
+        if path[0] == "value":
             return True
-        return path[0] in ("norm", "value") or path[:2] == ("stacks", last)
+        if training.lora_rank and "lora" not in path:
+            return False
+        last_layers = path[0] == "norm" or path[:2] == ("stacks", last)
+        return training.layers is None or last_layers
 
     return trained

@@ -111,6 +111,7 @@ class _Run:
                 f"prompts of {o.max_prompt_tokens} tokens and {new} new ones, but the "
                 f"model has seen {self.config.max_len} at most."
             )
+        _refuse_parts(o, mesh)
         self.training = Training(
             layers=o.train_layers,
             lora_rank=o.lora_rank,
@@ -327,6 +328,18 @@ def _whole(x: jax.Array) -> np.ndarray:
     if jax.process_count() > 1 and not x.is_fully_addressable:
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
     return np.asarray(x)
+
+
+def _refuse_parts(o: Options, mesh: Any) -> None:
+    """Every part of a batch is spread over the mesh, evenly."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
+    parts = o.num_minibatches * o.num_microbatches
+    if o.prompts_per_update % (parts * devices):
+        raise ValueError(
+            f"{o.prompts_per_update} prompts in {parts} minibatches and microbatches "
+            f"on {devices} devices of data and fsdp; expected a multiple of "
+            f"{parts * devices}: --prompts-per-update {parts * devices}."
+        )
 
 
 def _ids_with(tokenizer: Any, text: str) -> tuple[int, ...]:

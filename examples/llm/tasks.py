@@ -38,7 +38,7 @@ def task(name: str) -> Task:
     if name == "arithmetic":
         return Task(arithmetic, is_answer, "\n", 4)
     if name == "digits":
-        return Task(arithmetic, share_of_digits, "\n", 8)
+        return Task(sums, share_of_digits, "\n", 8)
     kind, _, dataset = name.partition(":")
     if kind != "reasoning-gym" or not dataset:
         raise ValueError(
@@ -62,6 +62,14 @@ def arithmetic(seed: str, count: int, held_out: bool) -> list[Problem]:
     chosen = random.Random(f"arithmetic {seed}").choices(pairs, k=count)
     examples = "3 + 4 = 7\n1 + 5 = 6\n"
     return [Problem(f"{examples}{a} + {b} =", str(a + b)) for a, b in chosen]
+
+
+def sums(seed: str, count: int, held_out: bool) -> list[Problem]:
+    """Sums of numbers of all lengths, so that prompts differ in theirs."""
+    draw = random.Random(f"sums {seed}")
+    pair = lambda i: (draw.randrange(10**i), 2 * draw.randrange(500) + held_out)
+    pairs = [pair(1 + i % 3) for i in range(count)]
+    return [Problem(f"{a} + {b} =", str(a + b)) for a, b in pairs]
 
 
 def is_answer(answer: str, completion: str) -> float:

@@ -31,8 +31,10 @@ class Hyper:
     """Sample from so many likeliest tokens only."""
     top_p: float | None = None
     """Sample from the likeliest tokens that together have this probability."""
-    learning_rate: float = 2e-5
+    learning_rate: float = 5e-6
     """AdamW's step size, constant."""
+    critic_learning_rate: float = 1e-3
+    """PPO: that of the value head, which starts from nothing."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
     max_grad_norm: float = 1.0
@@ -116,12 +118,20 @@ def trainer(
             metrics["ref_kl"] = jaxppo.token_mean(jaxppo.kl_k3(x), b["mask"])
         return total, metrics
 
+    adamw = partial(optax.adamw, weight_decay=hyper.weight_decay)
+
     def learner(frozen: Any) -> jaxppo.Learner:
         return jaxppo.learner(
             partial(loss_fn, frozen),
             optax.chain(
                 optax.clip_by_global_norm(hyper.max_grad_norm),
-                optax.adamw(hyper.learning_rate, weight_decay=hyper.weight_decay),
+                optax.partition(
+                    {
+                        "policy": adamw(hyper.learning_rate),
+                        "critic": adamw(hyper.critic_learning_rate),
+                    },
+                    of_critic,
+                ),
             ),
             num_epochs=hyper.num_epochs,
             num_minibatches=hyper.num_minibatches,
@@ -162,3 +172,9 @@ def trainer(
         return learner(frozen).update(state, b, key)
 
     return Trainer(lambda trained: learner(None).init(trained), sample, update)
+
+
+def of_critic(params: Any) -> Any:
+    """Which parameters are the critic's own, by name."""
+    name = lambda path, _: "critic" if path[0].key == "value" else "policy"
+    return jax.tree_util.tree_map_with_path(name, params)

@@ -1,0 +1,145 @@
+"""Runs of the language-model example, from the command line to what they leave."""
+
+import dataclasses
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from llm import runs, tasks, weights
+from llm.algorithms import ALGORITHMS
+from llm_models import needs_smollm2
+from llm_rewards import at_times
+from processes import kill_at, rows, run
+from safetensors.numpy import load_file
+
+METRICS = {
+    "reward",
+    "length",
+    "approx_kl",
+    "clip_fraction",
+    "entropy",
+    "failed_rewards",
+}
+CRITIC = {"value_loss", "explained_variance"}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_smoke(environment, tmp_path, algorithm):
+    """Everything a real run leaves, from the tiny model and two updates."""
+    out = tmp_path / "run"
+    args = ["--smoke", "--algorithm", algorithm, "--out", out]
+    said = run(environment, "train_llm", *args)
+    assert f"{algorithm}: 100%" in said and f"writing to {out}/" in said
+    assert "before training: mean reward" in said and "after training:" in said
+    first, second = rows(out)
+    critic = ALGORITHMS[algorithm].critic
+    assert first.keys() >= METRICS | (CRITIC if critic else set())
+    assert first["failed_rewards"] == 0 and first["skipped"] == 0
+    assert first["reward"] > 0 and first["loss"] != second["loss"]
+    for when in ("before", "after"):
+        report = json.loads((out / f"{when}.json").read_text())
+        assert len(report["samples"]) == 4
+        assert report["samples"][0].keys() == {"prompt", "completion", "reward"}
+    image = plt.imread(out / "curves.png")
+    assert image.shape[0] > 500 and np.mean(image[..., :3] < 0.9) > 0.005
+    assert [x.name for x in (out / "checkpoints").iterdir()] == ["2"]
+    assert list((out / "tensorboard").glob("events.*"))
+    start, policy = runs.tiny.source(), weights.read(out / "policy")
+    assert policy.config == start.config and policy.end_ids == start.end_ids
+    name = "model.layers.1.mlp.up_proj.weight"
+    moved = np.max(np.abs(policy.tensor(name) - start.tensor(name)))
+    assert 1e-6 < moved < 2e-5
+
+
+def test_folder_is_named_by_itself(environment, tmp_path):
+    run(environment, "train_llm", "--smoke", cwd=tmp_path)
+    (out,) = (tmp_path / "runs").iterdir()
+    assert out.name.startswith("grpo-") and (out / "policy").is_dir()
+
+
+@needs_smollm2
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_smollm2_learns(environment, tmp_path, algorithm):
+    """From about 0.5 to 0.9 and more in 10 updates; the default is 25."""
+    out = tmp_path / "run"
+    args = ["--algorithm", algorithm, "--num-updates", "10", "--out", out]
+    run(environment, "train_llm", *args)
+    rewards = [row["reward"] for row in rows(out)]
+    assert 0.3 < rewards[0] < 0.7
+    assert np.mean(rewards[-3:]) >= 0.9
+    before, after = (
+        json.loads((out / f"{when}.json").read_text())["mean_reward"]
+        for when in ("before", "after")
+    )
+    assert before < 0.65 and after >= 0.85
+
+
+SMALL = ["--model=tiny", "--task=digits", "--num-updates=5", "--save-every=2"]
+SMALL += ["--prompts-per-update=4", "--group-size=4", "--eval-prompts=4"]
+SMALL += ["--algorithm=ppo", "--kl-coef=0.1", "--learning-rate=1e-3"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(environment, tmp_path_factory):
+    out = tmp_path_factory.mktemp("uninterrupted") / "run"
+    run(environment, "train_llm", *SMALL, "--out", out)
+    return out
+
+
+@pytest.mark.parametrize(("num_rows", "delay"), [(1, 0.0), (2, 0.05), (4, 0.1)])
+def test_killed_and_resumed_is_the_same_run(
+    environment, tmp_path, uninterrupted, num_rows, delay
+):
+    out = tmp_path / "run"
+    kill_at(environment, num_rows, delay, "train_llm", *SMALL, "--out", out)
+    run(environment, "train_llm", "--resume", out)
+    assert rows(out) == rows(uninterrupted)
+    ours, theirs = (
+        load_file(x / "policy" / "model.safetensors") for x in (out, uninterrupted)
+    )
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value)
+
+
+@pytest.mark.usefixtures("relaxed")
+def test_failing_rewards_cost_their_samples_only(tmp_path, monkeypatch):
+    task = tasks.task("digits")._replace(reward=at_times)
+    monkeypatch.setattr(tasks, "task", lambda name: task)
+    small = runs.parse(runs.Options(), "", ["--smoke", "--reward-seconds", "0.5"])
+    out = tmp_path / "run"
+    runs.train(dataclasses.replace(small, out=out))
+    for row in rows(out):
+        assert 0 < row["failed_rewards"] < 16
+        assert 0 <= row["reward"] <= 1 and np.isfinite(row["loss"])
+        assert row["skipped"] == 0
+    # All of them: nothing to learn from, and nothing learned.
+    monkeypatch.setattr(tasks, "task", lambda name: task._replace(reward=float))
+    out = tmp_path / "none"
+    runs.train(dataclasses.replace(small, out=out))
+    assert [row["failed_rewards"] for row in rows(out)] == [16, 16]
+    start, policy = runs.tiny.source(), weights.read(out / "policy")
+    name = "model.embed_tokens.weight"
+    np.testing.assert_array_equal(policy.tensor(name), start.tensor(name))
+
+
+REFUSED = {
+    "mesh": (["--mesh", "data=3"], "mesh 'data=3' has 3 devices, and there are"),
+    "axis": (["--mesh", "rows=2"], "expected something like data=2,tensor=4"),
+    "task": (["--task", "sums"], "no task 'sums'"),
+    "model": (["--model", "nowhere"], "no model at nowhere"),
+    "length": (["--max-new-tokens", "500"], "the model has seen 512 at most"),
+    "parts": (["--num-microbatches", "3"], "--prompts-per-update 3"),
+    "layers": (["--train-layers", "3"], "3 layers to train, of a model with 2"),
+}
+
+
+@pytest.mark.usefixtures("relaxed")
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_refused(tmp_path, case):
+    args, message = case
+    given = ["--model", "tiny", *args, "--out", str(tmp_path / "run")]
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        runs.train(runs.parse(runs.Options(), "", given))
+    assert not (tmp_path / "run").exists()
