@@ -138,7 +138,8 @@ def attention(q: jax.Array, *parts: Part) -> jax.Array:
         z = jnp.einsum(
             f"bgtkrd,{letters}->bgkrts", q, k, preferred_element_type=jnp.float32
         )
-        scores.append(jnp.where(mask[:, :, None, None], z, -1e30))
+        # Added, not chosen: the gradient of a choice keeps zeros of the scores' size.
+        scores.append(z + jnp.where(mask[:, :, None, None], 0.0, -1e30))
     weights = jax.nn.softmax(jnp.concatenate(scores, -1)).astype(q.dtype)
     out, start = jnp.zeros_like(q), 0
     for _, v, _ in parts:
@@ -187,8 +188,9 @@ class Llama(nnx.Module):
     @property
     def unembed(self) -> jax.Array:
         """(vocab_size, dim), in the dtype of the computation."""
-        table = self.embed if self.config.tied else self.head
-        return table[...].astype(self.training.dtype)
+        name = "embed" if self.config.tied else "head"
+        table, dtype = getattr(self, name)[...], self.training.dtype
+        return sharding.gathered({name: table}, dtype)[name].astype(dtype)
 
     def values(self, states: jax.Array) -> Any:
         """The critic's value of each state, float32; None without a value head."""
@@ -290,13 +292,16 @@ class Llama(nnx.Module):
         given = []
         for stack, *of_stack in zip(self.stacks, *of_layers, strict=True):
             graph, params = nnx.split(stack)
-            body = lambda x, now, graph=graph: layer(
-                nnx.merge(graph, now[0]), x, *now[1:]
-            )
+            body = partial(self._layer, layer, graph)
             body = jax.checkpoint(body) if self.training.remat else body
             x, ys = jax.lax.scan(body, x, (params, *of_stack))
             given.append(ys)
         return x, given
+
+    def _layer(self, layer: Callable, graph: Any, x: Any, now: Any) -> Any:
+        params, *of_layer = now
+        whole = sharding.gathered({"stacks": params}, self.training.dtype)
+        return layer(nnx.merge(graph, whole["stacks"]), x, *of_layer)
 
 
 def stack_sizes(config: Config, training: Training) -> tuple[int, ...]:

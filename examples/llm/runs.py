@@ -125,7 +125,8 @@ class _Run:
             params, is_trained(self.config, self.training), ...
         )
         ends = (*self.source.end_ids, *_ids_with(self.tokenizer, self.task.stop))
-        of = trainer(graph, o, max_new_tokens=new, end_ids=ends)
+        dtype = self.training.dtype
+        of = trainer(graph, o, dtype=dtype, max_new_tokens=new, end_ids=ends)
         self.frozen = self._placed(frozen)
         self.ref = self._placed(trained) if o.kl_coef else None
         trained = self._placed(trained)

@@ -61,7 +61,9 @@ def generate(
 
     def sample(out: Samples, ended: jax.Array, state: jax.Array, i: jax.Array):
         logits = jnp.einsum(
-            "bgtd,vd->bgv", state, model.unembed, preferred_element_type=jnp.float32
+            "bgd,vd->bgv",
+            *(state[:, :, 0], model.unembed),
+            preferred_element_type=jnp.float32,
         )
         shaped = restricted(logits, temperature, top_k, top_p)
         token = jax.random.categorical(jax.random.fold_in(key, i), shaped)

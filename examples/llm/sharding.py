@@ -45,30 +45,56 @@ def of_parameter(path: tuple, x: Any) -> P:
     names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
     if x.ndim == 2 and ("embed" in names or "head" in names):
         return P("tensor", "fsdp")
-    if "stacks" not in names or x.ndim < 2:
+    if "stacks" not in names:
         return P()
-    ends = ("fsdp", "tensor") if {*names} & {*COLUMNS} else ("tensor", "fsdp")
-    if "lora_a" in names:
-        return P(None, ends[0])
-    if "lora_b" in names:
-        return P(None, None, ends[1])
-    if "kernel" in names:
-        return P(None, *ends)
-    return P(None, "tensor") if "bias" in names else P()
+    first, second = ("fsdp", "tensor") if {*names} & {*COLUMNS} else ("tensor", "fsdp")
+    kinds = {
+        "lora_a": (first, None),
+        "lora_b": (None, second),
+        "kernel": (first, second),
+        "bias": ("tensor",),
+    }
+    spec = next((spec for kind, spec in kinds.items() if kind in names), ())
+    return P(*(None,) * (x.ndim - len(spec)), *spec)  # layers, if it is a stack of them
 
 
 def of_parameters(mesh: Mesh, tree: Any) -> Any:
     """A sharding for every leaf; a dimension that does not divide is not spread."""
 
     def one(path: tuple, x: Any) -> NamedSharding:
-        spec = of_parameter(path, x)
-        fits = [
-            n if n and x.shape[i] % mesh.shape[n] == 0 else None
-            for i, n in enumerate(spec)
-        ]
-        return NamedSharding(mesh, P(*fits))
+        return NamedSharding(mesh, _fitting(mesh, of_parameter(path, x), x))
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def gathered(tree: Any, dtype: Any) -> Any:
+    """Matrices whole along `fsdp`, and in the dtype that they are multiplied in.
+
+    Said, and not left to the compiler, so that it is cast before it is moved, and moved
+    once for all that use it; the gradient goes back to where the parameter is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def one(path: tuple, x: jax.Array) -> jax.Array:
+        spec = of_parameter(path, x)
+        if "fsdp" not in spec:
+            return x
+        spec = _fitting(mesh, spec, x)
+        if x.dtype != dtype:
+            x = jax.lax.with_sharding_constraint(x.astype(dtype), spec)
+        whole = P(*(None if name == "fsdp" else name for name in spec))
+        return jax.lax.with_sharding_constraint(x, whole)
+
+    return tree if mesh.empty else jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _fitting(mesh: Any, spec: P, x: Any) -> P:
+    def fits(axes: Any, size: int) -> bool:
+        axes = axes if isinstance(axes, tuple) else (axes,)
+        return size % int(np.prod([mesh.shape[name] for name in axes])) == 0
+
+    pairs = zip(spec, x.shape, strict=False)  # a spec may end early
+    return P(*(axes if axes and fits(axes, size) else None for axes, size in pairs))
 
 
 def placed(tree: Any, shardings: Any) -> Any:
@@ -82,10 +108,17 @@ def placed(tree: Any, shardings: Any) -> Any:
 
 
 def of_tokens(x: jax.Array) -> jax.Array:
-    """Says of activations, rows first, where they are, if there is a mesh."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Says of activations, (prompts, ..., dim), where they are, if there is a mesh.
+
+    Features too are spread: what is kept of each layer for the gradient would else be
+    the same all along `tensor`. The sums of Megatron's second matrices become halves of
+    sums before a layer, and the other halves after it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, ROWS)
+    spec = P(*ROWS, *(None,) * (x.ndim - 2), "tensor")
+    return jax.lax.with_sharding_constraint(x, _fitting(mesh, spec, x))
 
 
 def automatic(f: Callable, out: Any) -> Callable:

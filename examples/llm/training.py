@@ -75,9 +75,14 @@ class Trainer(NamedTuple):
 
 
 def trainer(
-    graph: Any, hyper: Hyper, *, max_new_tokens: int, end_ids: tuple[int, ...]
+    graph: Any,
+    hyper: Hyper,
+    *,
+    dtype: Any,
+    max_new_tokens: int,
+    end_ids: tuple[int, ...],
 ) -> Trainer:
-    """Sampling and learning of one model."""
+    """Sampling and learning of one model, computed in a dtype."""
     advantages, loss, critic = ALGORITHMS[hyper.algorithm]
 
     def head(trained: Any, frozen: Any, b: Batch) -> tuple[Any, Any]:
@@ -135,8 +140,10 @@ def trainer(
 
     def sample(trained, frozen, prompts, prompt_mask, key) -> sampler.Samples:
         def run(trained, frozen, prompts, prompt_mask, key):
+            # Once for the completions, not once for each of their tokens.
+            whole = sharding.gathered((trained, frozen), dtype)
             return sampler.generate(
-                nnx.merge(graph, trained, frozen),
+                nnx.merge(graph, *whole),
                 prompts,
                 prompt_mask,
                 key,
