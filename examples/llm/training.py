@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -115,7 +116,7 @@ def trainer(
         return jaxppo.learner(
             partial(loss_fn, frozen),
             optax.chain(
-                optax.clip_by_global_norm(hyper.max_grad_norm),
+                clipped(hyper.max_grad_norm),
                 optax.adamw(hyper.learning_rate, weight_decay=hyper.weight_decay),
             ),
             num_epochs=hyper.num_epochs,
@@ -155,3 +156,13 @@ def trainer(
         return learner(frozen).update(state, b, key)
 
     return Trainer(lambda trained: learner(None).init(trained), sample, update)
+
+
+def clipped(max_norm: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` by a product, which the compiler fuses: no copy."""
+
+    def clip(grads: Any, params: Any) -> Any:
+        scale = jnp.minimum(1.0, max_norm / optax.tree.norm(grads))
+        return jax.tree.map(lambda g: g * scale, grads)
+
+    return optax.stateless(clip)
