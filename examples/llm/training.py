@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -124,7 +125,7 @@ def trainer(
         return jaxppo.learner(
             partial(loss_fn, frozen),
             optax.chain(
-                optax.clip_by_global_norm(hyper.max_grad_norm),
+                clipped(hyper.max_grad_norm),
                 optax.partition(
                     {
                         "policy": adamw(hyper.learning_rate),
@@ -178,3 +179,13 @@ def of_critic(params: Any) -> Any:
     """Which parameters are the critic's own, by name."""
     name = lambda path, _: "critic" if path[0].key == "value" else "policy"
     return jax.tree_util.tree_map_with_path(name, params)
+
+
+def clipped(max_norm: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` by a product, which the compiler fuses: no copy."""
+
+    def clip(grads: Any, params: Any) -> Any:
+        scale = jnp.minimum(1.0, max_norm / optax.tree.norm(grads))
+        return jax.tree.map(lambda g: g * scale, grads)
+
+    return optax.stateless(clip)
