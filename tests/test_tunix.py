@@ -146,7 +146,7 @@ def test_what_it_trains_learns(loss):
 
     out = tunix_grpo.train(tunix_grpo.Options(loss=loss, num_updates=20))
     first, last = out["reward"][:4], out["reward"][-4:]
-    assert np.mean(last) > np.mean(first) + 1  # vowels
+    assert np.mean(last) > np.mean(first) + 0.5  # vowels
     clipped = out["clip fraction"]
     assert np.max(clipped) <= 1 and (loss == "cispo" or np.max(clipped) > 0)
 
