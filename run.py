@@ -24,7 +24,7 @@ TESTS = {
     "test": [],
     "test-floor": [],
     "test-compiled": ["tests/compiled", "-rs", "-n0"],  # one process may have libtpu
-    "test-live": ["tests/parity", "-rs"],
+    "test-live": ["tests/parity", "tests/test_tunix.py", "-rs"],
     "test-hf": ["tests/hf", "-rs"],
 }
 SMOLLM2 = "examples/llm/*.txt"
@@ -46,8 +46,8 @@ for work on jaxppo itself:
   test-floor    the same on the oldest versions we support (constraints/floor.txt)
   test-compiled measure the memory that a GPU and a TPU would need, by their compilers
                 (350 MB; neither has to be there)
-  test-live     compare the recipes with verl, TRL, ... themselves, on fresh inputs;
-                installs torch and them (Python 3.11, 3 GB)
+  test-live     compare the recipes with verl, TRL, ... themselves, on fresh inputs, and
+                train in Tunix; installs torch and them (Python 3.11, 3 GB)
   test-hf       compare the language model and its files with transformers;
                 installs torch and it (Python 3.11, 2 GB)
   lint          check formatting, style and types

@@ -1,5 +1,7 @@
 """The examples, as a user runs them: in processes of their own, killed and resumed."""
 
+import importlib.util
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -22,6 +24,12 @@ def test_help(environment, name):
     expected = {"gallery": ("--old-prob", "under the old policy")}
     for words in expected.get(name, ("--learning-rate", "Adam's step size")):
         assert words in out
+
+
+def test_what_tunix_needs_is_said(environment):
+    if importlib.util.find_spec("tunix"):
+        pytest.skip("google-tunix is installed")
+    assert "pip install google-tunix" in run(environment, "tunix_grpo", code=1)
 
 
 def test_gallery_is_drawn(environment, tmp_path):

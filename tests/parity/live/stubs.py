@@ -16,9 +16,9 @@ ABSENT = frozenset(
     PIL accelerate aiohttp bitsandbytes codetiming colorlog comet_ml datasets deepspeed
     flash_attn flask grain httpx huggingface_hub hydra lark loguru megatron metrax
     mlflow numba openai pandas peft perfetto psutil pyarrow pybase64 pylatexenc qwix ray
-    requests ring_flash_attn sentencepiece swanlab tabulate tenacity tensorboardX
-    torchdata tqdm trackio transformers triton urllib3 uvloop vllm vllm_router wandb
-    werkzeug zmq
+    requests ring_flash_attn safetensors sentencepiece swanlab tabulate tenacity
+    tensorboardX torchdata tqdm trackio transformers triton urllib3 uvloop vllm
+    vllm_router wandb werkzeug zmq
     """.split()
 )
 SYSTEMS = frozenset("areal liger_kernel openrlhf prime_rl tunix trl verl".split())
