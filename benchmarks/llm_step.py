@@ -163,7 +163,9 @@ def turn(
     """What a process of its own measured."""
     here = method.library == "jaxppo" or options.peer is None
     env = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(options.threads))
+    # NPROC is XLA's: without it, its library of products uses all cores.
+    names = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"
+    env |= dict.fromkeys(names, str(options.threads))
     if options.threads > 1:  # XLA takes what the machine has
         env["XLA_FLAGS"] = env["XLA_FLAGS"].replace(measure.ONE_THREAD, "")
     how = method.how | more
