@@ -313,8 +313,10 @@ def alone(config: Config, size: Size, dtype: Any, rounds: int) -> dict[str, Any]
     kind = Training(dtype=dtype)
     graph, _ = weights.graph_and_shapes(config, kind)
     params = jax.jit(lambda key: nnx.state(Llama(config, kind, nnx.Rngs(key))))
-    hyper = training.Hyper(prompts_per_update=size.prompts, group_size=size.samples)
-    of = training.trainer(graph, hyper, max_new_tokens=size.new, end_ids=())
+    sizes = dict(prompts_per_update=size.prompts, group_size=size.samples)
+    hyper = training.Hyper(num_minibatches=1, **sizes)
+    ends = dict(max_new_tokens=size.new, end_ids=())
+    of = training.trainer(graph, hyper, dtype=dtype, **ends)
     keys = jax.random.split(jax.random.key(0), 4)
     state = jax.jit(of.init)(params(keys[0]))
     groups, c = (size.prompts, size.samples), config

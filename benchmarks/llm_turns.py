@@ -89,10 +89,11 @@ def jaxppo(folder: pathlib.Path, batch: dict[str, np.ndarray], how: dict) -> tup
     hyper = Hyper(
         prompts_per_update=prompts,
         group_size=group,
+        num_minibatches=1,
         num_microbatches=how["microbatches"],
         learning_rate=LEARNING_RATE,
     )
-    of = trainer(graph, hyper, max_new_tokens=new, end_ids=())
+    of = trainer(graph, hyper, dtype=kind.dtype, max_new_tokens=new, end_ids=())
     put = lambda tree: jax.tree.map(jnp.array, tree)
     frozen = put(frozen)
     state = jax.jit(of.init)(put(trained))

@@ -24,9 +24,11 @@ SMALL = runs.Options(
 )
 VARIANTS = {
     "grpo": SMALL,
-    "ppo": dataclasses.replace(SMALL, algorithm="ppo", num_minibatches=2, kl_coef=0.1),
+    "ppo": dataclasses.replace(SMALL, algorithm="ppo", kl_coef=0.1),
     "lora": dataclasses.replace(SMALL, lora_rank=4, kl_coef=0.1),
-    "last layer": dataclasses.replace(SMALL, train_layers=1, num_microbatches=2),
+    "last layer": dataclasses.replace(
+        SMALL, train_layers=1, num_minibatches=1, num_microbatches=2
+    ),
 }
 ONE = ""
 ALL_AXES = "data=2,fsdp=2,tensor=2"

@@ -149,7 +149,7 @@ REFUSED = {
     "task": (["--task", "sums"], "no task 'sums'"),
     "model": (["--model", "nowhere"], "no model at nowhere"),
     "length": (["--max-new-tokens", "500"], "the model has seen 512 at most"),
-    "parts": (["--num-microbatches", "3"], "--prompts-per-update 3"),
+    "parts": (["--num-microbatches", "3"], "--prompts-per-update 6"),
     "layers": (["--train-layers", "3"], "3 layers to train, of a model with 2"),
 }
 

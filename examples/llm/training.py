@@ -42,8 +42,8 @@ class Hyper:
     """Bound of the gradient's norm."""
     num_epochs: int = 1
     """Passes over what was sampled."""
-    num_minibatches: int = 1
-    """Optimiser steps per pass."""
+    num_minibatches: int = 2
+    """Optimiser steps per pass; from the second on ratios are not 1."""
     num_microbatches: int = 1
     """Parts of a minibatch computed one after another, to save memory."""
     clip_eps: float = 0.2
