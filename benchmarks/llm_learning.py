@@ -129,7 +129,8 @@ def draw(found: list[dict], algorithms: tuple[str, ...], path: pathlib.Path) -> 
     rows = -(-len(algorithms) // columns)
     figure, axes = plt.subplots(
         **{"nrows": rows, "ncols": columns, "sharex": True, "sharey": True},
-        **{"figsize": (3.2 * columns, 2.4 * rows), "layout": "constrained"},
+        figsize=(max(3.2 * columns, 6.4), max(2.4 * rows, 3.2)),
+        layout="constrained",
         squeeze=False,
     )
     for axis, algorithm in zip(axes.flat, algorithms, strict=False):
@@ -145,9 +146,10 @@ def draw(found: list[dict], algorithms: tuple[str, ...], path: pathlib.Path) -> 
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylim(0, 1.02)
     seeds = len({run["seed"] for run in found})
+    shown = f": {seeds} seeds and their mean" if seeds > 1 else ""
     figure.supxlabel("updates, of 64 samples each", fontsize=9)
     figure.supylabel("mean reward of the samples", fontsize=9)
-    figure.suptitle(f"SmolLM2-135M, one-digit sums: {seeds} seeds and their mean")
+    figure.suptitle(f"SmolLM2-135M, one-digit sums{shown}")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
