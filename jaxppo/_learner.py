@@ -301,32 +301,26 @@ def _apply(
 ) -> tuple[TrainState, jax.Array]:
     """The state after a step, or as it was if the step is not wanted or not finite.
 
-    The update is computed twice. To keep the one that was checked until all of it is
-    known to be finite would take up to three times the parameters' memory; this takes
-    none, and reads and writes less.
+    The update is computed twice: to keep the first until all of it is known to be
+    finite would take up to three times the parameters' memory.
     """
 
-    def updates(state: TrainState, grads: Any) -> tuple[Any, Any]:
+    def moves(params: Any, opt_state: Any) -> tuple[Any, Any]:
         # Optax's Adam promotes its step count, which a strict program forbids.
         with jax.numpy_dtype_promotion("standard"):
-            return tx.update(grads, state.opt_state, state.params, value=loss)
+            return tx.update(grads, opt_state, params, value=loss)
 
-    def taken(state: TrainState, grads: Any) -> TrainState:
-        moves, opt_state = updates(state, grads)
-        return dataclasses.replace(
-            state,
-            params=optax.apply_updates(state.params, moves),
-            opt_state=opt_state,
-            step=state.step + 1,
-            skipped=jnp.zeros_like(state.skipped),
-        )
+    def taken(params: Any, opt_state: Any) -> tuple[Any, Any]:
+        updates, opt_state = moves(params, opt_state)
+        return optax.apply_updates(params, updates), opt_state
 
-    def left(state: TrainState, grads: Any) -> TrainState:
-        skipped = jnp.where(finite, state.skipped, state.skipped + 1)
-        return dataclasses.replace(state, skipped=skipped)
-
-    finite = _all_finite((loss, grads, updates(state, grads)[0]))
-    return jax.lax.cond(finite & wanted, taken, left, state, grads), finite
+    old = state.params, state.opt_state
+    finite = _all_finite((loss, grads, moves(*old)[0]))
+    go = finite & wanted
+    params, opt_state = jax.lax.cond(go, taken, lambda *old: old, *old)
+    step = state.step + go.astype(jnp.int32)
+    skipped = jnp.where(go, 0, state.skipped + (~finite).astype(jnp.int32))
+    return TrainState(params, opt_state, step, skipped, state.coefs), finite
 
 
 def _own(

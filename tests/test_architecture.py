@@ -161,7 +161,7 @@ def test_shapes_are_checked_in_these_tests():
 
 def test_rooms_are_small():
     for path in files():
-        assert len(path.read_text().splitlines()) <= 370, path.stem
+        assert len(path.read_text().splitlines()) <= 375, path.stem
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 doc = len(
