@@ -170,7 +170,13 @@ def trainer(
         if hyper.kl_coef:
             b["ref_log_probs"] = head(ref, frozen, b)[0].log_probs
         b = advantages(b, hyper)
-        return learner(frozen).update(state, b, key)
+        state, metrics = learner(frozen).update(state, b, key)
+        if critic:
+            explained = jaxppo.explained_variance(
+                b["old_values"], b["returns"], b["mask"]
+            )
+            metrics["explained_variance"] = jaxppo.Mean(explained, jnp.ones(()))
+        return state, metrics
 
     return Trainer(lambda trained: learner(None).init(trained), sample, update)
 
