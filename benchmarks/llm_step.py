@@ -1,7 +1,7 @@
 """Measure a GRPO update and its sampling: `examples/llm`, and TRL on torch.
 
     python benchmarks/llm_step.py --peer path/to/python    # one that has TRL
-    python benchmarks/llm_step.py --quick                  # a tiny model, ours alone
+    python benchmarks/llm_step.py --quick                  # a tiny model
     python benchmarks/llm_step.py --device gpu             # ours alone, to fill it
 
 Both get the same weights (SmolLM2-135M), prompts, completions, advantages, loss, AdamW
@@ -68,6 +68,7 @@ class Method(NamedTuple):
 def methods(size: Size, with_peer: bool) -> dict[str, Method]:
     """By name; the first of each library also samples and gives its gradient."""
     rows = size.prompts * size.samples
+    few = min(8, rows)
     ours = lambda remat: Method("jaxppo", {"remat": remat, "microbatches": 1})
     theirs = lambda rows, checkpointing=False, bf16=False: Method(
         "trl", {"rows": rows, "checkpointing": checkpointing, "bf16": bf16}
@@ -77,9 +78,9 @@ def methods(size: Size, with_peer: bool) -> dict[str, Method]:
         found |= {f"{OURS}, no remat": ours(False)}
         found |= {
             THEIRS: theirs(rows),
-            f"{THEIRS}, 8 rows a pass": theirs(8),
-            f"{THEIRS}, 8 rows, checkpointing": theirs(8, True),
-            f"{THEIRS}, the same in bf16 (its defaults)": theirs(8, True, True),
+            f"{THEIRS}, {few} rows a pass": theirs(few),
+            f"{THEIRS}, {few} rows, checkpointing": theirs(few, True),
+            f"{THEIRS}, the same in bf16 (its defaults)": theirs(few, True, True),
         }
     return found
 
@@ -372,13 +373,12 @@ def main(options: Options) -> None:
         if o.device == "gpu":
             print("Written:", *made, sep="\n  ")
             return
-    with_peer = not o.quick and (
-        o.peer is not None or importlib.util.find_spec("trl") is not None
-    )
+    has_trl = importlib.util.find_spec("trl") is not None and not o.quick
+    with_peer = o.peer is not None or has_trl
     sizes = {"short": Size(8, 8, 32, 4, True), "long": Size(4, 4, 128, 128, False)}
     source = tiny.source() if o.quick else weights.read(weights.smollm2())
     if o.quick:
-        sizes, o = {"short": Size(2, 2, 64, 4, True)}, dataclasses.replace(o, rounds=1)
+        sizes, o = {"short": Size(4, 4, 64, 4, True)}, dataclasses.replace(o, rounds=1)
     chosen = [size for name, size in sizes.items() if o.only in ("both", name)]
     unit = "CPU time of one thread"
     if o.threads > 1:
