@@ -11,6 +11,7 @@ from llm import runs, tiny, weights
 from processes import lines, rows, start
 from safetensors.numpy import load_file
 
+pytestmark = pytest.mark.usefixtures("relaxed")
 RATE = 1e-4
 SMALL = runs.Options(
     model="tiny",
@@ -82,7 +83,6 @@ CASES = {
 }
 
 
-@pytest.mark.usefixtures("relaxed")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_mesh_is_one_device(tmp_path, monkeypatch, one_device, case):
     variant, axes, (mesh, *later) = case
