@@ -112,8 +112,9 @@ def jaxppo(folder: pathlib.Path, batch: dict[str, np.ndarray], how: dict) -> tup
 
     def gradients(out: pathlib.Path) -> None:
         update()
-        adam = [x for x in jax.tree.leaves(state.opt_state, is_leaf=_is_adam)]
-        (moment,) = [x.mu for x in adam if _is_adam(x)]
+        kept = jax.tree.leaves(state.opt_state, is_leaf=_is_adam)
+        moments = [x.mu for x in kept if _is_adam(x)]
+        (moment,) = [mu for mu in moments if jax.tree.leaves(mu)]  # no critic, none
         weights.export(out, c, kind, moment, words, ())
 
     def limit() -> float:
