@@ -164,7 +164,11 @@ def lowered(case: Case, config: Config, mesh: Mesh) -> tuple[Any, Any]:
     training = Training(dtype=jnp.bfloat16)
     graph, params = weights.graph_and_shapes(config, training)
     trained, frozen = nnx.split_state(params, is_trained(config, training), ...)
-    hyper = Hyper(group_size=case.group, num_microbatches=case.microbatches)
+    hyper = Hyper(
+        group_size=case.group,
+        num_minibatches=1,
+        num_microbatches=case.microbatches,
+    )
     of = trainer(
         graph, hyper, dtype=training.dtype, max_new_tokens=case.new, end_ids=(0,)
     )
@@ -203,9 +207,7 @@ def lowered(case: Case, config: Config, mesh: Mesh) -> tuple[Any, Any]:
 def compiled(program: Any, target: str) -> Any:
     """As compiled for the target."""
     options: dict[str, Any] = {"xla_backend_optimization_level": 0}  # it is not run
-    if (
-        target == "h200"
-    ):  # without one to try them on, Triton's products fail to compile
+    if target == "h200":  # Triton's products fail to compile with none to try them on
         options["xla_gpu_enable_triton_gemm"] = False
     return program.compile(compiler_options=None if target == "v5p" else options)
 

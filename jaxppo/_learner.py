@@ -301,8 +301,9 @@ def _apply(
 ) -> tuple[TrainState, jax.Array]:
     """The state after a step, or as it was if the step is not wanted or not finite.
 
-    The update is computed twice: to keep the first until all of it is known to be
-    finite would take up to three times the parameters' memory.
+    On CPUs the update is computed twice, again if it is all finite: XLA does not fuse
+    the choice there, and what is chosen from would take twice the parameters' memory.
+    Elsewhere it does, and a condition would lose the shardings of what comes out.
     """
 
     def moves(params: Any, opt_state: Any) -> tuple[Any, Any]:
@@ -317,7 +318,11 @@ def _apply(
     old = state.params, state.opt_state
     finite = _all_finite((loss, grads, moves(*old)[0]))
     go = finite & wanted
-    params, opt_state = jax.lax.cond(go, taken, lambda *old: old, *old)
+    params, opt_state = jax.lax.platform_dependent(
+        *old,
+        cpu=lambda *old: jax.lax.cond(go, taken, lambda *old: old, *old),
+        default=lambda *old: jax.tree.map(partial(jnp.where, go), taken(*old), old),
+    )
     step = state.step + go.astype(jnp.int32)
     skipped = jnp.where(go, 0, state.skipped + (~finite).astype(jnp.int32))
     return TrainState(params, opt_state, step, skipped, state.coefs), finite
