@@ -301,27 +301,22 @@ def _apply(
 ) -> tuple[TrainState, jax.Array]:
     """The state after a step, or as it was if the step is not wanted or not finite.
 
-    On CPUs the update is computed twice, again if it is all finite: XLA does not fuse
-    the choice there, and what is chosen from would take twice the parameters' memory.
-    Elsewhere it does, and a condition would lose the shardings of what comes out.
+    On CPUs the update is computed twice: XLA does not fuse the choice there, and would
+    keep it whole. Elsewhere it does, and may lose a condition's shardings.
     """
 
-    def moves(params: Any, opt_state: Any) -> tuple[Any, Any]:
+    def taken(params: Any, opt_state: Any) -> tuple[Any, Any, Any]:
         # Optax's Adam promotes its step count, which a strict program forbids.
         with jax.numpy_dtype_promotion("standard"):
-            return tx.update(grads, opt_state, params, value=loss)
+            updates, opt_state = tx.update(grads, opt_state, params, value=loss)
+        return optax.apply_updates(params, updates), opt_state, updates
 
-    def taken(params: Any, opt_state: Any) -> tuple[Any, Any]:
-        updates, opt_state = moves(params, opt_state)
-        return optax.apply_updates(params, updates), opt_state
-
-    old = state.params, state.opt_state
-    finite = _all_finite((loss, grads, moves(*old)[0]))
+    finite = _all_finite((loss, grads, taken(state.params, state.opt_state)[2]))
     go = finite & wanted
     params, opt_state = jax.lax.platform_dependent(
-        *old,
-        cpu=lambda *old: jax.lax.cond(go, taken, lambda *old: old, *old),
-        default=lambda *old: jax.tree.map(partial(jnp.where, go), taken(*old), old),
+        *(state.params, state.opt_state),
+        cpu=lambda *old: jax.lax.cond(go, lambda *o: taken(*o)[:2], lambda *o: o, *old),
+        default=lambda *o: jax.tree.map(partial(jnp.where, go), taken(*o)[:2], o),
     )
     step = state.step + go.astype(jnp.int32)
     skipped = jnp.where(go, 0, state.skipped + (~finite).astype(jnp.int32))
