@@ -34,7 +34,7 @@ import tyro
 from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
-from llm import sharding, tiny, weights
+from llm import sharding, weights
 from llm.model import Config, RopeScaling, Training, is_trained
 from llm.training import Hyper, trainer
 from tqdm import tqdm
@@ -46,7 +46,18 @@ H200 = pathlib.Path(__file__).with_name("h200.textproto")
 PLATFORMS = {"h200": "gpu", "v5p": "tpu", "cpu": "cpu"}
 V5P = {8: "v5p:2x2x2", 64: "v5p:4x4x4", 256: "v5p:4x8x8"}
 MODELS = {
-    "tiny": dataclasses.replace(tiny.CONFIG, vocab_size=1024, dim=256, head_dim=64),
+    "tiny": Config(
+        vocab_size=1024,
+        dim=256,
+        hidden_dim=1024,
+        num_layers=8,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=64,
+        max_len=512,
+        rope_theta=1e4,
+        norm_eps=1e-5,
+    ),
     "Qwen2.5-7B": Config(
         vocab_size=152_064,
         dim=3584,
@@ -114,7 +125,7 @@ CASES = [
     Case(LLAMA, (1, 32, 8), 32),
 ]
 QUICK = [
-    Case("tiny", mesh, 8, group=2, prompt=16, new=16)
+    Case("tiny", mesh, 8, group=8, prompt=16, new=32)
     for mesh in [(1, 1, 1), (1, 8, 1), (1, 4, 2)]
 ]
 
