@@ -73,11 +73,8 @@ def accumulate_grads(
             counts = _all_reduce(_counts(loss_fn, params, batch), axis_name)
         grads, loss, metrics = _part(loss_fn, params, batch, counts)
     else:
-        # Strided, so that rows sharded over devices stay where they are.
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1),
-            batch,
-        )
+        split = lambda x: _mesh.split_rows(jnp.asarray(x), num_microbatches)
+        parts = jax.tree.map(split, batch)
         counts = _all_reduce(_count_pass(loss_fn, params, parts), axis_name)
 
         def add(grads, part):

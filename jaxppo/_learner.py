@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _checks
+from . import _checks, _mesh
 from ._accumulate import AxisName, accumulate_grads, is_metric, loss_value, reduce
 from ._types import (
     Controller,
@@ -337,12 +337,7 @@ def _own(
 
 
 def _take(batch: Any, index: jax.Array) -> Any:
-    return jax.tree.map(
-        lambda x: (
-            jnp.asarray(x).at[index].get(mode="promise_in_bounds", unique_indices=True)
-        ),
-        batch,
-    )
+    return jax.tree.map(lambda x: _mesh.take_rows(jnp.asarray(x), index), batch)
 
 
 def _scan(step: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:

@@ -111,6 +111,26 @@ def entries(x: jax.Array) -> list[tuple[str, ...]]:
     return [tuple(name for name in entry if name in explicit) for entry in found]
 
 
+def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows by distinct indices, spread as all of them are."""
+    chosen = dict(mode="promise_in_bounds", unique_indices=True)
+    return x.at[index].get(**chosen, out_sharding=_typed(x, *entries(x)))
+
+
+def split_rows(x: jax.Array, parts: int) -> jax.Array:
+    """Rows as (parts, rows, ...): strided, so that they stay on their devices."""
+    sizes = len(x) // parts, parts, *x.shape[1:]
+    first, *rest = entries(x)
+    out = _typed(x, first, (), *rest)
+    return jax.lax.reshape(x, sizes, out_sharding=out).swapaxes(0, 1)
+
+
+def _typed(x: jax.Array, *spec: tuple[str, ...]) -> NamedSharding | None:
+    """A sharding over the explicit axes that x is on; None if it is on none."""
+    entries = PartitionSpec(*(entry or None for entry in spec))
+    return NamedSharding(jax.typeof(x).sharding.mesh, entries) if any(spec) else None
+
+
 def shards(
     fn: str,
     hidden: jax.Array,

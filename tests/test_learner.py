@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxppo
 
@@ -126,6 +127,22 @@ def test_without_key_where_nothing_is_shuffled():
     state, _ = jax.jit(learner.update)(learner.init(params_of()), batch_of())
     params, *_ = plain_loop(ADAM, jax.random.key(0), epochs=3)
     chex.assert_trees_all_close(state.params, params, rtol=1e-5)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("sizes", [(2, 1), (3, 2)])
+def test_rows_on_several_devices(axis_type, sizes):
+    """Shuffled into minibatches, and cut into microbatches, over two axes of a mesh."""
+    counts = dict(num_epochs=2, num_minibatches=2, num_microbatches=2)
+    learner = jaxppo.learner(loss_fn, optax.sgd(0.05), **counts)
+    init, key = learner.init(params_of()), jax.random.key(3)
+    expected = jax.jit(learner.update)(init, batch_of(), key)
+    devices = np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes)
+    mesh = Mesh(devices, ("data", "fsdp"), axis_types=(axis_type,) * 2)
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    with jax.set_mesh(mesh):
+        got = jax.jit(learner.update)(init, jax.device_put(batch_of(), rows), key)
+    chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("eager", [True, False])
