@@ -1,6 +1,7 @@
 """Rewards as users write them; a process of their own has to find them by name."""
 
 import os
+import sys
 import time
 
 
@@ -12,9 +13,19 @@ def by_name(answer, completion):
         time.sleep(60)
     if completion == "die":
         os._exit(3)
-    return {"nan": float("nan"), "none": None, "inf": float("inf")}.get(
-        completion, answer
-    )
+    if completion == "exit":
+        sys.exit(3)
+    if completion == "unsendable":
+        raise Unsendable(1, 2)
+    odd = {"nan": float("nan"), "none": None, "inf": float("inf"), "huge": 1e300}
+    return odd.get(completion, answer)
+
+
+class Unsendable(Exception):
+    """As in many a client of a service: it can't be unpickled."""
+
+    def __init__(self, status, reason):
+        super().__init__(f"{status} {reason}")
 
 
 def at_times(answer, completion):

@@ -13,12 +13,13 @@ from llm_rewards import by_name
 
 def test_a_reward_that_fails_is_one_samples():
     scorer = Scorer(by_name, limit=1.5)
-    names = ["fine", "raise", "hang", "nan", "die", "none", "inf", "fine"]
+    names = ["fine", "raise", "hang", "nan", "die", "none", "inf", "huge", "exit"]
+    names += ["unsendable", "fine"]
     start = time.monotonic()
-    rewards, scored = scorer([0.25] * 7 + [0.75], names)
+    rewards, scored = scorer([0.25] * 10 + [0.75], names)
     assert time.monotonic() - start < 40
     np.testing.assert_array_equal(scored, [name == "fine" for name in names])
-    np.testing.assert_array_equal(rewards, [0.25, 0, 0, 0, 0, 0, 0, 0.75])
+    np.testing.assert_array_equal(rewards, [0.25, *[0] * 9, 0.75])
     rewards, scored = scorer([1.0], ["fine"])  # it goes on
     assert scored.all() and rewards == 1
     scorer.close()
@@ -56,9 +57,9 @@ def test_unknown_tasks():
             tasks.task(name)
 
 
-def test_reasoning_gym():
-    pytest.importorskip("reasoning_gym", reason="pip install reasoning-gym")
+def test_reasoning_gym(tmp_path):
     program = """
+import pathlib, sys
 from llm import tasks
 task = tasks.task("reasoning-gym:chain_sum")
 problems = task.problems("0", 4, False)
@@ -66,7 +67,26 @@ assert len({p.prompt for p in problems}) > 1
 for p in problems:
     assert p.prompt.count("=") == 3 and task.reward(p.answer, p.answer["answer"]) == 1
     assert task.reward(p.answer, "no") < 1
-assert task.problems("0", 4, True)[0] != problems[0]
+asked = [{p.prompt for p in task.problems("0", 60, held_out)} for held_out in (0, 1)]
+assert all(asked) and not asked[0] & asked[1]
+# Its scorer would eval it.
+trap = pathlib.Path(sys.argv[1])
+text = f"__import__('pathlib').Path({str(trap)!r}).touch()"
+entry = tasks._gym("spiral_matrix", 0, 1)[0]
+for call in (
+    lambda: tasks.task("reasoning-gym:spiral_matrix"),
+    lambda: tasks._gym_reward("spiral_matrix", entry, text),
+):
+    try:
+        call()
+    except PermissionError as error:
+        assert "spiral_matrix runs answers as code" in str(error)
+    else:
+        raise AssertionError
+assert not trap.exists()
+assert task.reward(problems[0].answer, problems[0].answer["answer"]) == 1
+tasks._gym("spiral_matrix", 0, 1).score_answer(text, entry)
+assert trap.exists()  # it does
 try:
     tasks.task("reasoning-gym:nothing")
 except Exception as error:
@@ -76,4 +96,5 @@ else:
 """
     examples = tasks.__file__.rsplit("/llm/", 1)[0]
     # In a process of its own: it warns, and warnings are errors here.
-    subprocess.run([sys.executable, "-c", program], cwd=examples, check=True)
+    command = [sys.executable, "-c", program, str(tmp_path / "trap")]
+    subprocess.run(command, cwd=examples, check=True)

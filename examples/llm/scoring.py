@@ -1,20 +1,22 @@
-"""Rewards from a process of their own, which may raise, hang or die."""
+"""Rewards from processes of their own, which may raise, hang or die."""
 
 import math
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import TimeoutError
 from typing import Any
 
 import numpy as np
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessPool
+
+Reward = Callable[[Any, str], float]
 
 
 class Scorer:
     """A reward function with a time limit; a failure is one sample's, not the run's."""
 
-    def __init__(self, reward: Callable[[Any, str], float], limit: float):
-        """Start the process.
+    def __init__(self, reward: Reward, limit: float):
+        """Start the processes.
 
         Args:
             reward: `reward(answer, completion)`, picklable.
@@ -23,7 +25,8 @@ class Scorer:
         self._reward, self._limit = reward, limit
         # Not by fork: a copy of a process that runs JAX's threads can hang.
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPool(max_workers=1, context=context)
+        workers = min(4, os.cpu_count() or 1)
+        self._pool = ProcessPool(max_workers=workers, context=context)
 
     def __call__(
         self, answers: Sequence[Any], completions: Sequence[str]
@@ -34,21 +37,30 @@ class Scorer:
         killed its process or returned something that is not a finite number.
         """
         asked = [
-            self._pool.schedule(self._reward, args=pair, timeout=self._limit)
+            self._pool.schedule(_one, args=(self._reward, *pair), timeout=self._limit)
             for pair in zip(answers, completions, strict=True)
         ]
         rewards = np.zeros(len(asked), np.float32)
         scored = np.zeros(len(asked), bool)
         for i, future in enumerate(asked):
             try:
-                value = float(future.result())
-            except (TimeoutError, ProcessExpired, Exception):
+                value = future.result()
+            except Exception:  # of the process: it took too long, or died
                 continue
-            if math.isfinite(value):
+            if value is not None:
                 rewards[i], scored[i] = value, True
         return rewards, scored
 
     def close(self) -> None:
-        """End the process."""
+        """End the processes."""
         self._pool.stop()
         self._pool.join()
+
+
+def _one(reward: Reward, answer: Any, completion: str) -> float | None:
+    """In its process; what is raised stays there: some exceptions can't be sent."""
+    try:
+        value = float(np.float32(reward(answer, completion)))
+    except BaseException:  # sys.exit too
+        return None
+    return value if math.isfinite(value) else None

@@ -1,13 +1,17 @@
 """What to learn: prompts, and rewards that a program can check.
 
 Nothing here imports JAX: rewards are computed in a process of their own (scoring.py).
-Completions are read as text. They are never run.
+Completions are read as text. They are never run, nor by the scorers of others.
 """
 
 import random
-from collections.abc import Callable
-from functools import cache, partial
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache, partial
+from itertools import islice
 from typing import Any, NamedTuple
+from zlib import crc32
 
 
 class Problem(NamedTuple):
@@ -24,31 +28,39 @@ class Task(NamedTuple):
         problems: `problems(seed, count, held_out)`.
         reward: `reward(answer, completion)`, from 0 to 1. Picklable.
         stop: text that ends a completion.
+        max_prompt_tokens: room enough for a prompt.
         max_new_tokens: room enough for an answer.
     """
 
     problems: Callable[[str, int, bool], list[Problem]]
     reward: Callable[[Any, str], float]
     stop: str
+    max_prompt_tokens: int
     max_new_tokens: int
 
 
 def task(name: str) -> Task:
     """arithmetic, digits, or reasoning-gym: and the name of one of its data sets."""
     if name == "arithmetic":
-        return Task(arithmetic, is_answer, "\n", 4)
+        return Task(arithmetic, is_answer, "\n", 32, 4)
     if name == "digits":
-        return Task(sums, share_of_digits, "\n", 8)
+        return Task(sums, share_of_digits, "\n", 32, 8)
     kind, _, dataset = name.partition(":")
     if kind != "reasoning-gym" or not dataset:
         raise ValueError(
             f"no task {name!r}; there are arithmetic, digits, and reasoning-gym:NAME "
             "such as reasoning-gym:chain_sum (pip install reasoning-gym)."
         )
-    _gym(dataset, 0, 1)  # a wrong name is an error now
-    return Task(
-        partial(_gym_problems, dataset), partial(_gym_reward, dataset), "\n", 16
-    )
+    first = _gym(dataset, 0, 1)[0]  # a wrong name is an error now
+    for text in (str(first["answer"]), "(1,)"):
+        try:
+            _gym_reward(dataset, dict(first), text)
+        except PermissionError:  # so is a scorer that runs what it is given
+            raise
+        except Exception:  # this is no answer to it
+            continue
+    problems, reward = partial(_gym_problems, dataset), partial(_gym_reward, dataset)
+    return Task(problems, reward, "\n", 256, 16)
 
 
 def arithmetic(seed: str, count: int, held_out: bool) -> list[Problem]:
@@ -82,7 +94,7 @@ def share_of_digits(answer: str, completion: str) -> float:
     return sum(x in "0123456789" for x in completion) / max(len(completion), 1)
 
 
-@cache
+@lru_cache(8)
 def _gym(dataset: str, seed: int, size: int) -> Any:
     try:
         import reasoning_gym
@@ -97,12 +109,47 @@ def _gym(dataset: str, seed: int, size: int) -> Any:
 
 
 def _gym_problems(dataset: str, seed: str, count: int, held_out: bool) -> list[Problem]:
-    number = random.Random(f"{dataset} {seed} {held_out}").randrange(2**31)
+    """A fifth of the questions, by their text, is held out."""
+    number = random.Random(f"{dataset} {seed}").randrange(2**31)
     examples = "".join(f"{x['question']} {x['answer']}\n" for x in _gym(dataset, 1, 2))
-    entries = list(_gym(dataset, number, count))
-    return [Problem(f"{examples}{x['question']}", dict(x)) for x in entries]
+    kept = lambda x: (crc32(x["question"].encode()) % 5 == 2) == held_out
+    entries = filter(kept, _gym(dataset, number, 20 * count + 100))
+    found = [
+        Problem(f"{examples}{x['question']}", dict(x)) for x in islice(entries, count)
+    ]
+    if len(found) < count:
+        raise ValueError(f"reasoning-gym:{dataset} has too few different questions.")
+    return found
 
 
 def _gym_reward(dataset: str, entry: dict[str, Any], completion: str) -> float:
-    scored = _gym(dataset, 0, 1).score_answer(completion.strip(), entry)
-    return float(scored)
+    with _nothing_is_run(f"reasoning-gym:{dataset}"):
+        return float(_gym(dataset, 0, 1).score_answer(completion.strip(), entry))
+
+
+@contextmanager
+def _nothing_is_run(what: str) -> Iterator[None]:
+    """Text is not executed in here: a tenth of reasoning-gym's scorers eval answers."""
+    _watch()
+    _stopped.clear()
+    _watching.append(what)
+    try:
+        yield
+    finally:
+        _watching.clear()
+        if _stopped:  # said again, for a scorer may catch everything
+            raise PermissionError(_stopped[0])
+
+
+_watching: list[str] = []
+_stopped: list[str] = []
+
+
+@cache
+def _watch() -> None:
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if _watching and event == "exec" and args[0].co_filename == "<string>":
+            _stopped.append(f"{_watching[0]} runs answers as code, which is refused.")
+            raise PermissionError(_stopped[0])
+
+    sys.addaudithook(hook)
