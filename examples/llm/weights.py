@@ -1,17 +1,20 @@
 """Models from files, and back: GGUF, and Hugging Face's folders of safetensors.
 
 What a file says is believed only as far as its own tensors bear it out: sizes come from
-the configuration, but memory is taken for tensors that exist and have those sizes.
+the configuration, but memory is taken for tensors that exist and have those sizes, and
+a tensor that nothing would read is an error.
 """
 
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -48,6 +51,7 @@ GGUF_TOP = {
     "model.norm": "output_norm",
     "lm_head": "output",
 }
+UNREAD = ("rotary_emb.inv_freq",)  # what older files have, and is computed
 FAMILIES = {
     "LlamaForCausalLM": dict(qkv_bias=False, qk_norm=False),
     "Qwen2ForCausalLM": dict(qkv_bias=True, qk_norm=False),
@@ -90,7 +94,7 @@ def read(path: str | Path) -> Source:
     if not path.exists():
         raise FileNotFoundError(f"no model at {path}.")
     try:
-        return _folder(path) if path.is_dir() else _gguf(path)
+        return _sound(_folder(path) if path.is_dir() else _gguf(path))
     except _Unsupported as error:
         raise ValueError(f"{path}: {error}") from None
     except Exception as error:  # whatever a damaged file makes its reader raise
@@ -102,26 +106,56 @@ class _Unsupported(ValueError):
     """A sound file of a model that is not in this family."""
 
 
+def _sound(source: Source) -> Source:
+    """Raises if words and sizes do not fit."""
+    c, ids = source.config, source.tokenizer.get_vocab().values()
+    if max(ids, default=0) >= c.vocab_size:
+        raise ValueError(f"words up to {max(ids)}, but {c.vocab_size} of them")
+    for i in source.end_ids:
+        if type(i) is not int or not 0 <= i < c.vocab_size:
+            raise ValueError(f"eos_token_id {i!r} is not in the vocabulary")
+    return source
+
+
+def _fit(config: Config, there: Collection[str], named: Callable[[str], str]) -> None:
+    """Raises unless a file has the tensors that the model has, and no others."""
+    c = config
+    if c.num_layers > len(there):  # before a set of so many names is made
+        raise ValueError(f"{c.num_layers} layers, but {len(there)} tensors")
+    norms = {"q_norm", "k_norm"} if not c.qk_norm else set()
+    kinds = [f"{name}.weight" for key, name in LAYER.items() if key not in norms]
+    kinds += [f"{LAYER[key]}.bias" for key in "qkv" if c.qkv_bias]
+    names = [f"model.layers.{i}.{kind}" for i in range(c.num_layers) for kind in kinds]
+    names += ["model.embed_tokens.weight", "model.norm.weight"]
+    wanted = {named(name) for name in [*names, *["lm_head.weight"] * (not c.tied)]}
+    if missing := wanted.difference(there):
+        raise ValueError(f"no tensor {min(missing)}")
+    unread = [x for x in there if x not in wanted and not x.endswith(UNREAD)]
+    if unread and not (c.tied and unread == [named("lm_head.weight")]):
+        raise _Unsupported(f"tensors that nothing here reads, such as {min(unread)}.")
+
+
 # --- Hugging Face's folders ---
 
 
 def _folder(path: Path) -> Source:
     raw = json.loads((path / "config.json").read_text("utf-8"))
+    if raw.get("quantization_config"):
+        raise _Unsupported("quantised weights, which this code can't compute with.")
     config = _config(raw)
     files = _safetensors(path)
+    _fit(config, files, str)
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     ends = raw.get("eos_token_id")
     generation = path / "generation_config.json"
     if generation.exists():
         ends = json.loads(generation.read_text("utf-8")).get("eos_token_id", ends)
     ends = () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
-    if not all(isinstance(i, int) and 0 <= i < config.vocab_size for i in ends):
-        raise ValueError(f"eos_token_id {ends} is not in the vocabulary")
 
     def tensor(name: str) -> np.ndarray:
-        if name not in files:
-            raise ValueError(f"no tensor {name}")
         x = files[name].get_tensor(name)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name} is of {x.dtype}; expected floating point")
         return np.asarray(x, np.float32)
 
     return Source(str(path), config, tensor, tokenizer, ends)
@@ -186,12 +220,12 @@ def _rope_scaling(raw: dict[str, Any]) -> RopeScaling | None:
         return None
     if kind != "llama3":
         raise _Unsupported(f"rope of type {kind!r}; expected 'default' or 'llama3'.")
-    return RopeScaling(
-        float(raw["factor"]),
-        float(raw["low_freq_factor"]),
-        float(raw["high_freq_factor"]),
-        _count(raw, "original_max_position_embeddings"),
-    )
+    names = "factor", "low_freq_factor", "high_freq_factor"
+    factor, low, high = (float(raw[name]) for name in names)
+    if not (0 < factor < math.inf and 0 < low < high < math.inf):
+        raise ValueError(f"rope scaled by {factor}, from {low} to {high} turns")
+    length = _count(raw, "original_max_position_embeddings")
+    return RopeScaling(factor, low, high, length)
 
 
 def _count(raw: dict[str, Any], key: str, default: int | None = None) -> int:
@@ -207,7 +241,7 @@ def _checked(c: Config) -> Config:
         raise ValueError(f"heads of {c.head_dim!r} dimensions; expected an even number")
     if c.num_heads % c.num_kv_heads:
         raise ValueError(f"{c.num_heads} heads, but {c.num_kv_heads} of keys")
-    if not (c.rope_theta > 0 and 0 < c.norm_eps < 1):
+    if not (0 < c.rope_theta < math.inf and 0 < c.norm_eps < 1):
         raise ValueError(f"rope_theta {c.rope_theta}, rms_norm_eps {c.norm_eps}")
     return c
 
@@ -228,6 +262,21 @@ def _gguf(path: Path) -> Source:
                 raise ValueError(f"it ends at {len(self.data)}, before {end}")
             return super()._get(int(offset), dtype, count, override_order)
 
+        # pyrefly: ignore[missing-override-decorator]
+        def _get_field_parts(self, orig_offs, raw_type):
+            """An array of numbers at once; theirs takes 671 bytes for each of them."""
+            if raw_type == gguf.GGUFValueType.ARRAY:
+                kind = self._get(orig_offs, np.uint32)
+                length = self._get(orig_offs + 4, np.uint64)
+                item = gguf.GGUFValueType(int(kind[0]))
+                if (dtype := self.gguf_scalar_to_np.get(item)) is not None:
+                    values = self._get(orig_offs + 12, dtype, int(length[0]))
+                    types = [gguf.GGUFValueType.ARRAY, item]
+                    return 12 + values.nbytes, [kind, length, values], [2], types
+                if length[0] > 2**20:
+                    raise ValueError(f"a list of {length[0]} words")
+            return super()._get_field_parts(orig_offs, raw_type)
+
     reader = Reader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     family = fields["general.architecture"]
@@ -235,8 +284,9 @@ def _gguf(path: Path) -> Source:
         raise _Unsupported(f"GGUF of {family!r}; expected 'llama', or a folder.")
     of = lambda key: fields[f"llama.{key}"]
     tensors = {x.name: x for x in reader.tensors}
-    if any("rope_freqs" in name for name in tensors):
-        raise _Unsupported("rotations stretched by a table; expected a folder.")
+    stretched = fields.get("llama.rope.scaling.type", "none") != "none"
+    if stretched or any("rope_freqs" in name for name in tensors):
+        raise _Unsupported("rotations that are stretched; expected a folder.")
     words = fields["tokenizer.ggml.tokens"]
     count = lambda key, default=None: _count(fields, f"llama.{key}", default)
     heads = count("attention.head_count")
@@ -256,19 +306,13 @@ def _gguf(path: Path) -> Source:
         )
     )
 
+    _fit(config, tensors, _gguf_name)
+
     def tensor(name: str) -> np.ndarray:
-        stem, _, kind = name.rpartition(".")
-        if stem.startswith("model.layers."):
-            _, _, layer, rest = stem.split(".", 3)
-            theirs = f"blk.{layer}.{GGUF_LAYER[rest]}.{kind}"
-        else:
-            theirs = f"{GGUF_TOP[stem]}.{kind}"
-        if theirs not in tensors:
-            raise ValueError(f"no tensor {theirs}")
-        x = tensors[theirs]
+        x = tensors[_gguf_name(name)]
         y = np.asarray(gguf.quants.dequantize(x.data, x.tensor_type), np.float32)
         heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
-        own = heads.get(stem.rpartition(".")[2])
+        own = heads.get(name.split(".")[-2])
         return y if own is None else _halves(y, own)
 
     ends = {
@@ -277,6 +321,15 @@ def _gguf(path: Path) -> Source:
     }
     ends = tuple(int(i) for i in ends if i is not None)
     return Source(str(path), config, tensor, _gguf_tokenizer(fields), ends)
+
+
+def _gguf_name(name: str) -> str:
+    """Of a tensor, by Hugging Face's."""
+    stem, _, kind = name.rpartition(".")
+    if not stem.startswith("model.layers."):
+        return f"{GGUF_TOP[stem]}.{kind}"
+    _, _, layer, rest = stem.split(".", 3)
+    return f"blk.{layer}.{GGUF_LAYER[rest]}.{kind}"
 
 
 def _halves(w: np.ndarray, heads: int) -> np.ndarray:
@@ -341,7 +394,7 @@ def _array(
         return _tensor(source, _top(path), shape)
     first, count = _span(source.config, training, path[1])
     tensor = lambda i: _tensor(source, _in_layer(first + i, path), shape[1:])
-    start, _ = tensor(0), tensor(count - 1)  # they exist: only now is memory taken
+    start = tensor(0)  # it has that size: only now is memory taken
     out = np.empty((count, *start.shape), np.float32)
     for i in range(count):
         out[i] = tensor(i)
