@@ -1,11 +1,12 @@
 """The examples, as a user runs them: in processes of their own, killed and resumed."""
 
 import importlib.util
+import shutil
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from processes import EXAMPLES, kill_at, rows, run, start
+from processes import EXAMPLES, kill_at, rows, run
 
 SMALL = ["--total-steps", "24000", "--num-envs", "4", "--num-evals", "11"]
 
@@ -91,20 +92,34 @@ def test_killed_and_resumed_is_the_same_run(
     assert (rows(out), final_returns(text)) == uninterrupted
 
 
-def test_damaged_checkpoint_is_passed_over(environment, tmp_path, uninterrupted):
-    out = tmp_path / "run"
-    kill_at(environment, 4, 0.1, "cartpole", *SMALL, "--out", out)
-    whole = [x for x in (out / "checkpoints").iterdir() if x.name.isdigit()]
-    newest = max(whole, key=lambda path: int(path.name))
-    data = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
+def flip_a_bit(checkpoint):
+    data = max(checkpoint.rglob("d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
+
+
+def test_damaged_checkpoints_are_passed_over(environment, tmp_path, uninterrupted):
+    """Two of three; with all of them damaged, nothing of the run is touched."""
+    out = tmp_path / "run"
+    kill_at(environment, 4, 0.1, "cartpole", *SMALL, "--out", out)
+    whole = [x for x in (out / "checkpoints").iterdir() if x.name.isdigit()]
+    third, second, newest = sorted(whole, key=lambda path: int(path.name))
+    flip_a_bit(second)
+    flip_a_bit(newest)
+    lost = tmp_path / "lost"
+    shutil.copytree(out, lost)
     environment = environment | {"PYTHONWARNINGS": "default"}
-    process = start(environment, "cartpole", "--resume", out)
-    text, _ = process.communicate(timeout=300)
-    assert f"checkpoint {newest.name} is damaged" in text
+    text = run(environment, "cartpole", "--resume", out)
+    for checkpoint in (newest, second):
+        assert f"checkpoint {checkpoint.name} is damaged" in text
     assert (rows(out), final_returns(text)) == uninterrupted
+
+    flip_a_bit(lost / "checkpoints" / third.name)
+    before = (lost / "metrics.jsonl").read_text()
+    text = run(environment, "cartpole", "--resume", lost, code=1)
+    assert "none of the checkpoints" in text
+    assert (lost / "metrics.jsonl").read_text() == before
 
 
 def test_resume_refuses_other_options(environment, tmp_path):

@@ -31,28 +31,32 @@ class Checkpoints:
 
     def save(self, step: int, state: Any) -> None:
         """Write a pytree of arrays; when this returns, it is on disk."""
-        if step in self._manager.all_steps():  # a damaged one that was passed over
-            self._manager.delete(step)
+        for later in self._manager.all_steps():  # damaged ones that were passed over
+            if later >= step:
+                self._manager.delete(later)
         leaves = _leaves(state)
         meta = {"checksum": _checksum(leaves), "tree": _layout(state)}
-        self._manager.save(
+        saved = self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)
             ),
         )
+        if not saved:
+            raise RuntimeError(f"checkpoint {step} was not written.")
 
     def restore(self, like: Tree) -> tuple[int, Tree] | None:
-        """The newest sound checkpoint and its step; None if there is none.
+        """The newest sound checkpoint and its step; None if there are none at all.
 
         Args:
             like: a pytree as it was saved, of arrays or of their shapes and shardings:
                 they may be spread in another way than those that were saved.
 
         Raises:
-            ValueError: a checkpoint is sound but of another layout.
+            ValueError: a checkpoint is sound but of another layout, or none is sound.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
             try:
                 meta = self._manager.restore(
                     step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
@@ -77,6 +81,11 @@ class Checkpoints:
                 )
                 continue
             return step, _tree(like, leaves)
+        if steps:
+            raise ValueError(
+                f"none of the checkpoints {steps} can be read, as the warnings say. "
+                "To begin again, start a run in another folder."
+            )
         return None
 
     def close(self) -> None:
