@@ -2,7 +2,7 @@
 
 python examples/train_llm.py --help
 python examples/train_llm.py --algorithm gspo --out runs/gspo
-python examples/train_llm.py --model path/to/Qwen3-0.6B --mesh data=2,fsdp=4
+python examples/train_llm.py --model path/to/Qwen3-0.6B --mesh fsdp=4,tensor=2
 """
 
 if __name__ == "__main__":  # the process that computes rewards needs none of this

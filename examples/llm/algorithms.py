@@ -65,7 +65,10 @@ def from_critic(batch: Batch, options: Any) -> Batch:
 
 
 def _policy(recipe: Callable[..., Loss]) -> Callable[..., Loss]:
-    """A recipe, and the penalty for leaving the reference, if there is one."""
+    """A recipe, and the penalty for leaving the reference, if there is one.
+
+    The penalty is GRPO's own, k3, whose gradient is that of the KL the other way round.
+    """
 
     def loss(head: Any, values: Any, b: Batch, options: Any) -> Loss:
         terms = head.log_probs, b["old_log_probs"], b["advantages"], b["mask"]

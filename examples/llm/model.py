@@ -190,7 +190,7 @@ class Llama(nnx.Module):
         """(vocab_size, dim), in the dtype of the computation."""
         name = "embed" if self.config.tied else "head"
         table, dtype = getattr(self, name)[...], self.training.dtype
-        return sharding.gathered({name: table}, dtype)[name].astype(dtype)
+        return sharding.gathered({name: table}, dtype)[name]
 
     def values(self, states: jax.Array) -> Any:
         """The critic's value of each state, float32; None without a value head."""
@@ -274,7 +274,7 @@ class Llama(nnx.Module):
         return x, self._angles(places), causal & mask[:, None, None]
 
     def _embedded(self, tokens: jax.Array) -> jax.Array:
-        return self.embed[...].astype(self.training.dtype)[tokens]
+        return self.embed[...][tokens].astype(self.training.dtype)
 
     def _angles(self, places: jax.Array) -> jax.Array:
         c = self.config
@@ -293,7 +293,8 @@ class Llama(nnx.Module):
         for stack, *of_stack in zip(self.stacks, *of_layers, strict=True):
             graph, params = nnx.split(stack)
             body = partial(self._layer, layer, graph)
-            body = jax.checkpoint(body) if self.training.remat else body
+            if self.training.remat:
+                body = jax.checkpoint(body, prevent_cse=False)  # a scan keeps it apart
             x, ys = jax.lax.scan(body, x, (params, *of_stack))
             given.append(ys)
         return x, given

@@ -30,13 +30,13 @@ class Options(Hyper):
     """Hyper-parameters, and what else a run is made of."""
 
     model: str = "smollm2"
-    """smollm2, tiny (random), a GGUF file, or a folder of config.json, safetensors."""
+    """smollm2 (or a GGUF of it), tiny (random), or a folder with safetensors."""
     task: str = "arithmetic"
     """arithmetic, digits (for random models), or reasoning-gym:NAME."""
     num_updates: int = 25
     """Updates to make."""
-    max_prompt_tokens: int = 32
-    """Prompts are padded to this."""
+    max_prompt_tokens: int | None = None
+    """Prompts are padded to this; the task's if not given."""
     max_new_tokens: int | None = None
     """Of a completion; the task's if not given."""
     eval_prompts: int = 32
@@ -74,12 +74,15 @@ class Options(Hyper):
 
 
 def parse(default: Options, doc: str, args: list[str] | None = None) -> Options:
-    """The command line's options; `--smoke` makes some of them small."""
+    """The command line's options; `--smoke` makes small what is not given."""
     options = folders.parse(default, doc, args)
     if not options.smoke:
         return options
-    sizes = dict(num_updates=2, prompts_per_update=4, group_size=4, eval_prompts=4)
-    return dataclasses.replace(options, model="tiny", task="digits", **sizes)
+    given = lambda name: getattr(options, name) != getattr(default, name)
+    small: dict[str, Any] = dict(num_updates=2, group_size=4, eval_prompts=4)
+    small |= dict(model="tiny", task="digits")
+    small = {name: value for name, value in small.items() if not given(name)}
+    return dataclasses.replace(options, **small)
 
 
 def train(options: Options) -> dict[str, float]:
@@ -105,13 +108,12 @@ class _Run:
         path = weights.smollm2() if o.model == "smollm2" else Path(o.model)
         self.source = weights.read(path) if source is None else source
         self.config, self.tokenizer = self.source.config, self.source.tokenizer
-        new = o.max_new_tokens or self.task.max_new_tokens
-        if o.max_prompt_tokens + new > self.config.max_len:
-            raise ValueError(
-                f"prompts of {o.max_prompt_tokens} tokens and {new} new ones, but the "
-                f"model has seen {self.config.max_len} at most."
-            )
+        ours, task = (o.max_prompt_tokens, o.max_new_tokens), self.task
+        self.room = task.max_prompt_tokens if ours[0] is None else ours[0]
+        new = task.max_new_tokens if ours[1] is None else ours[1]
+        _refuse(o, self.room + new, self.config.max_len)
         _refuse_parts(o, mesh)
+        self._refuse_prompts()
         self.training = Training(
             layers=o.train_layers,
             lora_rank=o.lora_rank,
@@ -119,8 +121,10 @@ class _Run:
             dtype=jnp.dtype(o.dtype),
             remat=o.remat,
         )
-        self.key = jax.random.key(o.seed)
-        graph, params = weights.loaded(self.source, self.training, self.key)
+        new_key, self.key, self.held_out_key = jax.random.split(
+            jax.random.key(o.seed), 3
+        )
+        graph, params = weights.loaded(self.source, self.training, new_key)
         trained, frozen = nnx.split_state(
             params, is_trained(self.config, self.training), ...
         )
@@ -144,9 +148,10 @@ class _Run:
         if o.resume and (restored := checkpoints.restore(self.state)):
             done, self.state = restored
         rows = folders.rewind(out, "update", done) if self.main else []
-        board = _tensorboard(out) if self.main else None
+        board = _tensorboard(out, done) if self.main else None
         start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0)
-        before = self._judge("before", out, done == 0)
+        if done == 0:
+            self._judge("before", out)
         bar = tqdm(total=o.num_updates, initial=done, desc=o.algorithm, unit="update")
         bar.disable = not self.main
         bar.set_postfix_str("compiling")
@@ -163,19 +168,24 @@ class _Run:
                         board.add_scalar(name, value, done)
             if done % o.save_every == 0 or done == o.num_updates:
                 checkpoints.save(done, self.state)
+                if board is not None:
+                    board.flush()
             bar.set_postfix_str(f"reward {row['reward']:.2f}")
             bar.update()
         bar.close()
         checkpoints.close()
-        after = self._judge("after", out, True)
+        self._judge("after", out)
         self._leave(out, rows)
         self.scorer.close()
-        return {"before": before, "after": after}
+        if board is not None:
+            board.close()
+        read = lambda when: json.loads((out / f"{when}.json").read_text())
+        return {when: read(when)["mean_reward"] for when in ("before", "after")}
 
     def _step(self, index: int) -> dict[str, float]:
         """Sample, score and learn; the metrics of it."""
         o, start = self.options, time.perf_counter()
-        key = jax.random.fold_in(self.key, index)
+        key, learn_key = jax.random.split(jax.random.fold_in(self.key, index))
         problems = self.task.problems(f"{o.seed} {index}", o.prompts_per_update, False)
         prompts, samples, rewards, scored, _ = self._sampled(problems, key)
         sampled = time.perf_counter() - start
@@ -192,7 +202,7 @@ class _Run:
             batch["old_values"] = samples.values
         batch = self._rows(batch)
         self.state, metrics = self.update(
-            self.state, self.frozen, self.ref, batch, jax.random.fold_in(key, 1)
+            self.state, self.frozen, self.ref, batch, learn_key
         )
         learned = {k: float(v) for k, v in jaxppo.finalize(metrics).items()}
         seconds = time.perf_counter() - start
@@ -209,7 +219,7 @@ class _Run:
     def _sampled(self, problems: list[tasks.Problem], key: jax.Array) -> Any:
         """Completions of problems, with their rewards and texts."""
         texts = [self.tokenizer.encode(p.prompt).ids for p in problems]
-        ids, mask = sampler.padded(texts, self.options.max_prompt_tokens)
+        ids, mask = sampler.padded(texts, self.room)
         prompts = {"prompts": ids, "prompt_mask": mask}
         on_devices = self._rows(prompts)
         samples = self.sample(
@@ -242,30 +252,48 @@ class _Run:
             rewards, scored = multihost_utils.broadcast_one_to_all((rewards, scored))
         return prompts, samples, rewards.reshape(shape), scored.reshape(shape), words
 
-    def _judge(self, when: str, out: Path, show: bool) -> float:
-        """The mean reward of held-out problems, and some completions in a file."""
+    def _judge(self, when: str, out: Path) -> None:
+        """The mean reward of held-out problems, and some completions, in a file."""
         o, rewards, shown = self.options, [], []
         problems = self.task.problems(f"{o.seed}", o.eval_prompts, True)
-        for i in range(0, len(problems), o.prompts_per_update):
-            some = problems[i : i + o.prompts_per_update]
-            some += problems[: o.prompts_per_update - len(some)]  # one compilation
-            key = jax.random.fold_in(jax.random.fold_in(self.key, 2**31 - 1), i)
-            _, _, reward, _, words = self._sampled(some, key)
-            rewards.append(reward)
-            shown += zip(some, words[:: o.group_size], reward[:, 0], strict=True)
-        mean = float(np.mean(np.concatenate(rewards)[: o.eval_prompts]))
-        if self.main and show:
-            samples = [
-                {"prompt": p.prompt, "completion": text, "reward": float(reward)}
-                for p, text, reward in shown[: o.eval_prompts]
+        for i in range(0, o.eval_prompts, o.prompts_per_update):
+            # The last are filled up: a batch of another size would compile again.
+            some = [
+                problems[(i + j) % len(problems)] for j in range(o.prompts_per_update)
             ]
-            report = {"mean_reward": mean, "samples": samples}
-            folders.replace(out / f"{when}.json", json.dumps(report, indent=2) + "\n")
-            tqdm.write(f"{when} training: mean reward {mean:.3f} on held-out problems")
-            for x in samples[:4]:
-                last = x["prompt"].splitlines()[-1]
-                tqdm.write(f"  {last}{x['completion'].rstrip()!r}  {x['reward']:g}")
-        return mean
+            key = jax.random.fold_in(self.held_out_key, i)
+            _, _, reward, scored, words = self._sampled(some, key)
+            rewards.append(np.where(scored, reward, np.nan))
+            shown += zip(some, words[:: o.group_size], reward[:, 0], strict=True)
+        every = np.concatenate(rewards)[: o.eval_prompts]
+        mean = (
+            float(np.mean(every[np.isfinite(every)]))
+            if np.isfinite(every).any()
+            else 0.0
+        )
+        samples = [
+            {"prompt": p.prompt, "completion": text, "reward": float(reward)}
+            for p, text, reward in shown[: o.eval_prompts]
+        ]
+        if not self.main:
+            return
+        report = {"mean_reward": mean, "samples": samples}
+        folders.replace(out / f"{when}.json", json.dumps(report, indent=2) + "\n")
+        tqdm.write(f"{when} training: mean reward {mean:.3f} on held-out problems")
+        for x in samples[:4]:
+            last = x["prompt"].splitlines()[-1]
+            tqdm.write(f"  {last}{x['completion'].rstrip()!r}  {x['reward']:g}")
+
+    def _refuse_prompts(self) -> None:
+        """What would end a run at its first long prompt ends it now."""
+        some = [self.task.problems("0", 100, held_out) for held_out in (False, True)]
+        texts = [p.prompt for problems in some for p in problems]
+        longest = max(len(self.tokenizer.encode(text).ids) for text in texts)
+        if longest > self.room:
+            raise ValueError(
+                f"{self.options.task} has prompts of {longest} tokens, and there is "
+                f"room for {self.room}: --max-prompt-tokens {longest} or more."
+            )
 
     def _folder(self) -> Path:
         """Process 0 makes it, and tells the others."""
@@ -330,6 +358,24 @@ def _whole(x: jax.Array) -> np.ndarray:
     return np.asarray(x)
 
 
+def _refuse(o: Options, length: int, max_len: int) -> None:
+    if length > max_len:
+        raise ValueError(
+            f"prompts and completions of {length} tokens in all, but the model has "
+            f"seen {max_len} at most."
+        )
+    if not o.temperature > 0:
+        raise ValueError(
+            f"temperature {o.temperature}: there is no learning from samples that "
+            "leave nothing to chance; expected a number above 0."
+        )
+    if o.top_p is not None and not 0 < o.top_p <= 1:
+        raise ValueError(f"top_p {o.top_p}; expected a number in (0, 1].")
+    for name in ("top_k", "eval_prompts"):
+        if (value := getattr(o, name)) is not None and value < 1:
+            raise ValueError(f"{name} {value}; expected at least 1.")
+
+
 def _refuse_parts(o: Options, mesh: Any) -> None:
     """Every part of a batch is spread over the mesh, evenly."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
@@ -348,9 +394,10 @@ def _ids_with(tokenizer: Any, text: str) -> tuple[int, ...]:
     return tuple(i for i in ids if text in tokenizer.decode([i]))
 
 
-def _tensorboard(out: Path) -> Any:
+def _tensorboard(out: Path, done: int) -> Any:
+    """Its writer, if it is installed; what a killed run wrote after `done` goes."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(out / "tensorboard"))
+    return SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)

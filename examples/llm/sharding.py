@@ -68,7 +68,7 @@ def of_parameters(mesh: Mesh, tree: Any) -> Any:
 
 
 def gathered(tree: Any, dtype: Any) -> Any:
-    """Matrices whole along `fsdp`, and in the dtype that they are multiplied in.
+    """Matrices in the dtype that they are multiplied in, and whole along `fsdp`.
 
     Said, and not left to the compiler, so that it is cast before it is moved, and moved
     once for all that use it; the gradient goes back to where the parameter is.
@@ -79,13 +79,15 @@ def gathered(tree: Any, dtype: Any) -> Any:
         spec = of_parameter(path, x)
         if "fsdp" not in spec:
             return x
+        if mesh.empty:
+            return x.astype(dtype)
         spec = _fitting(mesh, spec, x)
         if x.dtype != dtype:
             x = jax.lax.with_sharding_constraint(x.astype(dtype), spec)
         whole = P(*(None if name == "fsdp" else name for name in spec))
         return jax.lax.with_sharding_constraint(x, whole)
 
-    return tree if mesh.empty else jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def _fitting(mesh: Any, spec: P, x: Any) -> P:

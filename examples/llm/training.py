@@ -27,7 +27,7 @@ class Hyper:
     group_size: int = 8
     """Completions of each prompt."""
     temperature: float = 1.0
-    """Of sampling, and of the policy that is trained."""
+    """Of sampling, and of the policy that is trained; above 0."""
     top_k: int | None = None
     """Sample from so many likeliest tokens only."""
     top_p: float | None = None
@@ -39,7 +39,7 @@ class Hyper:
     weight_decay: float = 0.0
     """AdamW's weight decay."""
     max_grad_norm: float = 1.0
-    """Bound of the gradient's norm."""
+    """Bound of the gradient's norm; of the critic's own parameters, of theirs."""
     num_epochs: int = 1
     """Passes over what was sampled."""
     num_minibatches: int = 2
@@ -97,14 +97,14 @@ def trainer(
         on_mesh = not jax.sharding.get_abstract_mesh().empty
         rows, words = sharding.ROWS, sharding.P("tensor")
         specs = rows, words, rows if critic else None
-        run = sharding.automatic(computed, specs) if on_mesh else computed
+        run = sharding.automatic(computed, specs)
         states, unembed, values = run(trained, frozen, b)
         out = jaxppo.token_log_probs(
             states,
             unembed,
             b["completions"],
             mask=b["mask"],
-            temperature=hyper.temperature or 1.0,
+            temperature=hyper.temperature,
             token_spec=rows if on_mesh else None,
             vocab_axis="tensor" if on_mesh else None,
         )
@@ -119,20 +119,34 @@ def trainer(
             metrics["ref_kl"] = jaxppo.token_mean(jaxppo.kl_k3(x), b["mask"])
         return total, metrics
 
-    adamw = partial(optax.adamw, weight_decay=hyper.weight_decay)
+    def log_probs(trained: Any, frozen: Any, b: Batch) -> jax.Array:
+        """Of a policy that stays as it is; in parts, as the loss is computed in."""
+        parts = hyper.num_minibatches * hyper.num_microbatches
+        names = "prompts", "prompt_mask", "completions", "mask"
+
+        def run(trained: Any, frozen: Any, b: Batch) -> jax.Array:
+            # Strided, so that rows that are spread over devices stay where they are.
+            split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+            of = lambda part: head(trained, frozen, part)[0].log_probs
+            out = jax.lax.map(of, jax.tree.map(split, b))
+            return out.swapaxes(0, 1).reshape(b["mask"].shape)
+
+        run = sharding.automatic(run, sharding.ROWS)
+        return run(trained, frozen, {name: b[name] for name in names})
+
+    def steps(rate: float) -> optax.GradientTransformation:
+        adamw = optax.adamw(rate, weight_decay=hyper.weight_decay)
+        return optax.chain(clipped(hyper.max_grad_norm), adamw)
 
     def learner(frozen: Any) -> jaxppo.Learner:
         return jaxppo.learner(
             partial(loss_fn, frozen),
-            optax.chain(
-                clipped(hyper.max_grad_norm),
-                optax.partition(
-                    {
-                        "policy": adamw(hyper.learning_rate),
-                        "critic": adamw(hyper.critic_learning_rate),
-                    },
-                    of_critic,
-                ),
+            optax.partition(
+                {
+                    "policy": steps(hyper.learning_rate),
+                    "critic": steps(hyper.critic_learning_rate),
+                },
+                of_critic,
             ),
             num_epochs=hyper.num_epochs,
             num_minibatches=hyper.num_minibatches,
@@ -158,17 +172,17 @@ def trainer(
 
         rows: Any = sharding.ROWS
         out = sampler.Samples(rows, rows, rows, rows if critic else None)
-        on_mesh = not jax.sharding.get_abstract_mesh().empty
-        run = sharding.automatic(run, out) if on_mesh else run
-        return run(trained, frozen, prompts, prompt_mask, key)
+        return sharding.automatic(run, out)(trained, frozen, prompts, prompt_mask, key)
 
     def update(state, frozen, ref, batch: Batch, key):
         b = dict(batch)
-        if hyper.top_k is not None or hyper.top_p is not None:
-            # They were sampled from fewer words than the policy that is trained has.
-            b["old_log_probs"] = head(state.params, frozen, b)[0].log_probs
+        restricted = hyper.top_k is not None or hyper.top_p is not None
+        if restricted or dtype != jnp.float32:
+            # Sampled from fewer words than the policy that is trained has, or rounded
+            # in another order: more than GSPO's window is wide.
+            b["old_log_probs"] = log_probs(state.params, frozen, b)
         if hyper.kl_coef:
-            b["ref_log_probs"] = head(ref, frozen, b)[0].log_probs
+            b["ref_log_probs"] = log_probs(ref, frozen, b)
         b = advantages(b, hyper)
         state, metrics = learner(frozen).update(state, b, key)
         if critic:
