@@ -13,6 +13,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
+collect_ignore = ["tests/hf/record.py"]  # it imports torch, which few have
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Processors differ in the last bit: in the docstrings' examples it would be printed.
@@ -39,6 +40,16 @@ def unchecked():
 def relaxed():
     """Promotion as a user has it: for code that is not the library's."""
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def gigabytes(tmp_path_factory):
+    """One at a time of the tests that take 6 of them, whatever worker they are on."""
+    import fcntl
+
+    with (tmp_path_factory.getbasetemp().parent / "gigabytes").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

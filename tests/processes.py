@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -20,7 +22,7 @@ def start(environment, name, *args, cwd=None) -> subprocess.Popen:
 
 def run(environment, name, *args, code=0, cwd=None) -> str:
     process = start(environment, name, *args, cwd=cwd)
-    out, _ = process.communicate(timeout=600)
+    out, _ = process.communicate(timeout=1800)  # it hangs, if ever
     assert process.returncode == code, out
     return out
 
@@ -29,14 +31,31 @@ def kill_at(environment, num_rows: int, delay: float, name, *args) -> None:
     """kill -9, so long after so many rows of metrics; `args` end with the folder."""
     out = Path(args[-1])
     process = start(environment, name, *args)
-    deadline = time.monotonic() + 300
-    while not (out / "metrics.jsonl").exists() or len(lines(out)) < num_rows:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.001)
-    time.sleep(delay)
-    process.kill()
-    process.communicate()
+    with kept_to([process]):
+        wait_for(out, num_rows, [process])
+        time.sleep(delay)
     assert process.returncode == -9
+
+
+def wait_for(out: Path, num_rows: int, processes: list[subprocess.Popen]) -> None:
+    """Until there are so many rows of metrics."""
+    deadline = time.monotonic() + 900
+    while not (out / "metrics.jsonl").exists() or len(lines(out)) < num_rows:
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.001)
+
+
+@contextmanager
+def kept_to(processes: list[subprocess.Popen]) -> Iterator[None]:
+    """None of them outlives what is inside, however that ends."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.communicate()
 
 
 def lines(out: Path) -> list[str]:

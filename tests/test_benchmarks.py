@@ -11,6 +11,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 LEFT = {
     "head": {"table.md", "table.json", "head_memory.png", "head_time.png"},
     "llm_step": {"llm_step.md", "llm_step.json", "llm_step.png", "llm_alone.json"},
+    "llm_learning": {"llm_learning.md", "llm_learning.json", "llm_learning.png"},
     "losses": {"losses.md", "losses.json"},  # their values are checked in the run
 }
 
@@ -18,6 +19,8 @@ LEFT = {
 @pytest.mark.parametrize("name", LEFT)
 def test_runs(name, tmp_path):
     command = [sys.executable, BENCHMARKS / f"{name}.py", "--quick", "--out", tmp_path]
+    if name == "llm_learning":  # those that no other test runs from the command line
+        command += ["--seeds", "1", "--algorithms", "dr_grpo", "gspo", "cispo"]
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     out = subprocess.run(
         list(map(str, command)),

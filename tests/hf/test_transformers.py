@@ -4,6 +4,9 @@ The values that tests/test_llm_model.py compares with were written by record.py.
 """
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +99,36 @@ def test_real_weights():
     expected = record.logits(model, [ids])
     np.testing.assert_allclose(got, expected, atol=2e-4, rtol=0)
     print(f"smollm2: {np.max(np.abs(got - expected)):.1e}")
+    path = weights.smollm2()
+    words = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    # It makes ½ a letter; SmolLM2's own tokenizer.json and llama.cpp, a digit.
+    text = TEXT.replace("½", "")
+    assert words(text).input_ids == source.tokenizer.encode(text).ids
+
+
+@needs_smollm2
+def test_real_weights_are_exported(tmp_path):
+    """With the tokenizer that was in the GGUF."""
+    source = weights.read(weights.smollm2())
+    _, params = weights.loaded(source, Training(), jax.random.key(0))
+    args = source.config, Training(), params, source.tokenizer, source.end_ids
+    weights.export(tmp_path, *args)
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path)(TEXT).input_ids
+    assert ids == record.smollm2_ids()
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    got = record.logits(load(tmp_path, dtype=torch.float32), [ids])
+    expected = record.logits(record.smollm2(), [ids])
+    np.testing.assert_allclose(got, expected, atol=2e-4, rtol=0)
+
+
+def test_a_step_has_trls_gradient(tmp_path):
+    """As benchmarks/llm_step.py measures it, here with the tiny model."""
+    root = Path(runs.__file__).parents[2]
+    command = [sys.executable, root / "benchmarks/llm_step.py", "--quick"]
+    command += ["--peer", sys.executable, "--out", tmp_path]
+    subprocess.run(list(map(str, command)), check=True, timeout=1800)
+    (rows,) = json.loads((tmp_path / "llm_step.json").read_text()).values()
+    assert rows[0]["gradient off by"] < 1e-4
 
 
 @pytest.mark.parametrize("more", [[], ["--lora-rank", "4"], ["--algorithm", "ppo"]])
