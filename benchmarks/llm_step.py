@@ -261,33 +261,32 @@ COLUMNS = [
 
 
 def picture(path: pathlib.Path, results: dict[str, list], unit: str) -> None:
-    """Time against memory, a panel a batch."""
+    """Time and memory of each method, a row of panels a batch."""
+    height = 0.5 + sum(0.7 + 0.28 * len(rows) for rows in results.values())
     figure, axes = plt.subplots(
-        1, len(results), figsize=(5 * len(results), 4.2), layout="constrained"
+        len(results),
+        2,
+        figsize=(9, height),
+        layout="constrained",
+        sharey="row",
+        squeeze=False,
     )
-    for axis, (title, rows) in zip(np.ravel(axes), results.items(), strict=True):
-        for row in rows:
-            ours = row["method"].startswith(OURS)
-            color = "tab:blue" if ours else "tab:red"
-            at = row["update, s"], row["peak, MiB"] / 1024
-            axis.plot(*at, "o", color=color, fillstyle="full" if ours else "none")
-            axis.annotate(
-                row["method"],
-                at,
-                xytext=(6, 4),
-                textcoords="offset points",
-                fontsize=8,
-                color=color,
-            )
-        axis.set_title(title, fontsize=9)
-        axis.set_xlabel(f"seconds an update, {unit}", fontsize=9)
-        axis.set_xlim(0, 1.5 * max(row["update, s"] for row in rows))
-        axis.set_ylim(0, 1.15 * max(row["peak, MiB"] for row in rows) / 1024)
-        axis.tick_params(labelsize=8)
-        axis.grid(color="0.9", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-    np.ravel(axes)[0].set_ylabel("peak of resident memory, GiB", fontsize=9)
+    for (left, right), (title, rows) in zip(axes, results.items(), strict=True):
+        names = [row["method"] for row in rows]
+        colors = ["tab:blue" if x.startswith(OURS) else "tab:gray" for x in names]
+        for axis, values in [
+            (left, [row["update, s"] for row in rows]),
+            (right, [row["peak, MiB"] / 1024 for row in rows]),
+        ]:
+            bars = axis.barh(names, values, color=colors, height=0.7)
+            axis.bar_label(bars, fmt="{:.3g}", padding=3, fontsize=8)
+            axis.margins(x=0.12)
+            axis.tick_params(labelsize=8, left=False)
+            axis.spines[["top", "right", "left"]].set_visible(False)
+        left.invert_yaxis()
+        left.set_title(title, fontsize=9, loc="left")
+    axes[-1, 0].set_xlabel(f"seconds an update, {unit}", fontsize=9)
+    axes[-1, 1].set_xlabel("peak of resident memory, GiB", fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
