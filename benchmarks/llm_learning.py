@@ -81,6 +81,8 @@ def one(algorithm: str, seed: int, o: Options) -> dict[str, Any]:
             _, code, usage = os.wait4(process.pid, 0)
         if code:
             raise RuntimeError(f"{algorithm}, seed {seed}: see {log}")
+        for large in ("checkpoints", "policy"):  # 4 GB a run
+            shutil.rmtree(out / large)
         (out / "peak.json").write_text(json.dumps(usage.ru_maxrss / 2**20))  # GiB
     read = lambda name: json.loads((out / name).read_text())
     rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())

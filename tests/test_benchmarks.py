@@ -1,11 +1,14 @@
 """The benchmarks run, small, without the peers, and leave their tables and pictures."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from llm.algorithms import ALGORITHMS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 LEFT = {
@@ -14,6 +17,25 @@ LEFT = {
     "llm_learning": {"llm_learning.md", "llm_learning.json", "llm_learning.png"},
     "losses": {"losses.md", "losses.json"},  # their values are checked in the run
 }
+
+
+def test_the_table_of_learning():
+    """What was measured last is what README says of it."""
+    runs = json.loads((BENCHMARKS / "results/llm_learning.json").read_text())
+    seeds = {name: [r for r in runs if r["algorithm"] == name] for name in ALGORITHMS}
+    assert len(runs) == 18 and all(len(of) == 3 for of in seeds.values())
+    for run in runs:
+        rewards = [row["reward"] for row in run["rows"]]
+        assert len(rewards) <= 25 and np.mean(rewards[-5:]) >= 0.9
+        assert run["before"] < 0.65 and run["after"] > 0.9
+        assert run["peak_gib"] < 5
+    clipped = [row["clip_fraction"] for run in seeds["grpo"] for row in run["rows"]]
+    assert 0 < np.mean(clipped) < 0.1
+    before, after = (np.mean([run[k] for run in runs]) for k in ("before", "after"))
+    times = [y["sample_seconds"] + y["update_seconds"] for r in runs for y in r["rows"]]
+    page = " ".join((BENCHMARKS.parent / "README.md").read_text("utf-8").split())
+    assert f"an update takes {np.median(times):.1f} seconds" in page
+    assert f"go from {before:.2f} right to {after:.2f}" in page
 
 
 @pytest.mark.parametrize("name", LEFT)

@@ -143,7 +143,7 @@ class _Run:
     def train(self) -> dict[str, float]:
         o = self.options
         out = self._folder()
-        checkpoints = Checkpoints(out / "checkpoints")
+        checkpoints = Checkpoints(out / "checkpoints", keep=2)  # gigabytes each
         done = 0
         if o.resume and (restored := checkpoints.restore(self.state)):
             done, self.state = restored
