@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import matplotlib
@@ -61,7 +62,9 @@ def main(options: Options) -> None:
             found.append(one(algorithm, seed, o))
     table = measure.table([summary(found, a) for a in o.algorithms], COLUMNS)
     print(table)
-    paths = measure.write(o.out, "llm_learning", table, found)
+    where = f"JAX {version('jax')}, {os.cpu_count()} cores"
+    made_by = f"jaxppo's examples/train_llm.py, {o.updates} updates a run; {where}."
+    paths = measure.write(o.out, "llm_learning", f"{made_by}\n\n{table}", found)
     draw(found, o.algorithms, o.out / "llm_learning.png")
     print("written:", *paths, o.out / "llm_learning.png")
 

@@ -231,7 +231,7 @@ def measured(case: Case, target: str) -> dict[str, Any]:
             for program in lowered(case, MODELS[case.model], mesh)
         )
     held, sampling = update.memory_analysis(), sample.memory_analysis()
-    blocks = blocks_of_tokens(case, PLATFORMS[target])
+    _, blocks = plan_of_head(case, target)
     count = None if target == "v5p" else operations(update.as_text(), blocks) / TERA
     state = held.argument_size_in_bytes / GIB
     update, sample = (m.temp_size_in_bytes / GIB for m in (held, sampling))
@@ -244,15 +244,14 @@ def measured(case: Case, target: str) -> dict[str, Any]:
     }
 
 
-def blocks_of_tokens(case: Case, platform: str) -> int:
-    """Times that the head's loop over them runs where no token is masked."""
+def plan_of_head(case: Case, target: str) -> tuple[str, int]:
+    """Its mode, and the blocks of tokens that it takes if none of them is masked."""
     data, fsdp, tensor = case.mesh
     rows = case.prompts // (data * fsdp * case.microbatches)
     tokens, c = rows * case.group * case.new, MODELS[case.model]
-    plan = jaxppo.head_plan(
-        tokens, c.vocab_size // tensor, c.dim, masked=True, platform=platform
-    )
-    return math.ceil(tokens / plan.token_block)
+    sizes = tokens, c.vocab_size // tensor, c.dim
+    plan = jaxppo.head_plan(*sizes, masked=True, platform=PLATFORMS[target])
+    return plan.mode, math.ceil(tokens / plan.token_block)
 
 
 def operations(program: str, unknown: int) -> float:
@@ -288,11 +287,12 @@ def operations(program: str, unknown: int) -> float:
     return total(entry)
 
 
-def by_hand(case: Case) -> float:
-    """Of an update, on all devices: 8 for a parameter and a token, and attention's.
+def by_hand(case: Case, target: str) -> float:
+    """Of an update, on all devices: 10 for a parameter and a token, and attention's.
 
-    2 forward, 4 backward, and 2 to compute it again, which the head and the layers both
-    do, but for a layer's last product.
+    2 forward, 4 backward, and 2 to compute it again: not a layer's last product, nor
+    the head where its logits are kept. And 2 before that, for the log-probs of the
+    policy that sampled, which in bfloat16 are not quite what the sampler says.
     """
     c, g = MODELS[case.model], case.group
     of_heads = 2 * c.dim * c.head_dim * (c.num_heads + c.num_kv_heads)
@@ -300,9 +300,10 @@ def by_hand(case: Case) -> float:
     length, new = case.prompt, case.new - 1
     tokens = length + g * new
     pairs = length**2 + g * new * (length + new)  # what is masked is not skipped
-    layer = 8 * tokens * (of_heads + 2 * of_mlp) + 6 * tokens * of_mlp
-    layer += 8 * pairs * 2 * c.num_heads * c.head_dim
-    head = 8 * g * case.new * c.vocab_size * c.dim
+    layer = 10 * tokens * (of_heads + 2 * of_mlp) + 8 * tokens * of_mlp
+    layer += 10 * pairs * 2 * c.num_heads * c.head_dim
+    each = 8 if plan_of_head(case, target)[0] == "cached" else 10
+    head = each * g * case.new * c.vocab_size * c.dim
     return float(case.prompts * (c.num_layers * layer + head))
 
 
@@ -310,7 +311,7 @@ def row(case: Case, target: str) -> dict[str, Any]:
     """Of the table."""
     axes = [f"{k}={n}" for k, n in zip(sharding.AXES, case.mesh, strict=True) if n > 1]
     of = {"model": case.model, "devices": case.devices, "mesh": ",".join(axes)}
-    hand = by_hand(case) / TERA / case.devices
+    hand = by_hand(case, target) / TERA / case.devices
     return of | {"prompts": case.prompts} | measured(case, target) | {"by hand": hand}
 
 
