@@ -108,9 +108,8 @@ class _Run:
         path = weights.smollm2() if o.model == "smollm2" else Path(o.model)
         self.source = weights.read(path) if source is None else source
         self.config, self.tokenizer = self.source.config, self.source.tokenizer
-        ours, task = (o.max_prompt_tokens, o.max_new_tokens), self.task
-        self.room = task.max_prompt_tokens if ours[0] is None else ours[0]
-        new = task.max_new_tokens if ours[1] is None else ours[1]
+        given = lambda name: getattr(self.task if getattr(o, name) is None else o, name)
+        self.room, new = given("max_prompt_tokens"), given("max_new_tokens")
         _refuse(o, self.room + new, self.config.max_len)
         _refuse_parts(o, mesh)
         self._refuse_prompts()
@@ -207,7 +206,7 @@ class _Run:
         learned = {k: float(v) for k, v in jaxppo.finalize(metrics).items()}
         seconds = time.perf_counter() - start
         return {
-            "reward": float(np.mean(rewards[scored])) if np.any(scored) else 0.0,
+            "reward": _mean(rewards, scored),
             "length": float(np.mean(np.sum(mask, -1))),
             "failed_rewards": int(np.sum(~scored)),
             **learned,
@@ -254,7 +253,7 @@ class _Run:
 
     def _judge(self, when: str, out: Path) -> None:
         """The mean reward of held-out problems, and some completions, in a file."""
-        o, rewards, shown = self.options, [], []
+        o, found, shown = self.options, [], []
         problems = self.task.problems(f"{o.seed}", o.eval_prompts, True)
         for i in range(0, o.eval_prompts, o.prompts_per_update):
             # The last are filled up: a batch of another size would compile again.
@@ -263,14 +262,12 @@ class _Run:
             ]
             key = jax.random.fold_in(self.held_out_key, i)
             _, _, reward, scored, words = self._sampled(some, key)
-            rewards.append(np.where(scored, reward, np.nan))
+            found.append((reward, scored))
             shown += zip(some, words[:: o.group_size], reward[:, 0], strict=True)
-        every = np.concatenate(rewards)[: o.eval_prompts]
-        mean = (
-            float(np.mean(every[np.isfinite(every)]))
-            if np.isfinite(every).any()
-            else 0.0
+        rewards, scored = (
+            np.concatenate(x)[: o.eval_prompts] for x in zip(*found, strict=True)
         )
+        mean = _mean(rewards, scored)
         samples = [
             {"prompt": p.prompt, "completion": text, "reward": float(reward)}
             for p, text, reward in shown[: o.eval_prompts]
@@ -280,7 +277,8 @@ class _Run:
         report = {"mean_reward": mean, "samples": samples}
         folders.replace(out / f"{when}.json", json.dumps(report, indent=2) + "\n")
         tqdm.write(f"{when} training: mean reward {mean:.3f} on held-out problems")
-        for x in samples[:4]:
+        different = {x["prompt"]: x for x in samples}
+        for x in list(different.values())[:4]:
             last = x["prompt"].splitlines()[-1]
             tqdm.write(f"  {last}{x['completion'].rstrip()!r}  {x['reward']:g}")
 
@@ -349,6 +347,11 @@ class _Run:
             return jax.tree.map(jnp.asarray, batch)
         place = jax.NamedSharding(self.mesh, sharding.ROWS)
         return {k: sharding.placed(x, place) for k, x in batch.items()}
+
+
+def _mean(rewards: np.ndarray, scored: np.ndarray) -> float:
+    """Of the samples that have one."""
+    return float(np.mean(rewards[scored])) if np.any(scored) else 0.0
 
 
 def _whole(x: jax.Array) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from pebble import ProcessPool
+from pebble import ProcessExpired, ProcessPool
 
 Reward = Callable[[Any, str], float]
 
@@ -45,7 +45,7 @@ class Scorer:
         for i, future in enumerate(asked):
             try:
                 value = future.result()
-            except Exception:  # of the process: it took too long, or died
+            except (TimeoutError, ProcessExpired):
                 continue
             if value is not None:
                 rewards[i], scored[i] = value, True
