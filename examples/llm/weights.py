@@ -51,7 +51,7 @@ GGUF_TOP = {
     "model.norm": "output_norm",
     "lm_head": "output",
 }
-UNREAD = ("rotary_emb.inv_freq",)  # what older files have, and is computed
+COMPUTED = "rotary_emb.inv_freq"  # older files have it
 FAMILIES = {
     "LlamaForCausalLM": dict(qkv_bias=False, qk_norm=False),
     "Qwen2ForCausalLM": dict(qkv_bias=True, qk_norm=False),
@@ -127,11 +127,13 @@ def _fit(config: Config, there: Collection[str], named: Callable[[str], str]) ->
     kinds += [f"{LAYER[key]}.bias" for key in "qkv" if c.qkv_bias]
     names = [f"model.layers.{i}.{kind}" for i in range(c.num_layers) for kind in kinds]
     names += ["model.embed_tokens.weight", "model.norm.weight"]
-    wanted = {named(name) for name in [*names, *["lm_head.weight"] * (not c.tied)]}
+    head = named("lm_head.weight")  # where it is tied, some files have it all the same
+    wanted = {*map(named, names), *(() if c.tied else (head,))}
     if missing := wanted.difference(there):
         raise ValueError(f"no tensor {min(missing)}")
-    unread = [x for x in there if x not in wanted and not x.endswith(UNREAD)]
-    if unread and not (c.tied and unread == [named("lm_head.weight")]):
+    known = wanted | {head}
+    unread = [x for x in there if x not in known and not x.endswith(COMPUTED)]
+    if unread:
         raise _Unsupported(f"tensors that nothing here reads, such as {min(unread)}.")
 
 
