@@ -99,7 +99,7 @@ def learner(
       >>> def loss_fn(params, batch):
       ...     return jaxppo.token_mean((params - batch) ** 2), {}
       >>> learner = jaxppo.learner(loss_fn, optax.sgd(0.25), num_minibatches=2)
-      >>> state = learner.init(jnp.array(0.0))
+      >>> state = learner.init(jnp.zeros(()))
       >>> state, metrics = learner.update(state, jnp.ones(8), jax.random.key(0))
       >>> state.params, state.step
       (Array(0.75, dtype=float32), Array(2, dtype=int32))
