@@ -176,6 +176,8 @@ def trl(folder: pathlib.Path, batch: dict[str, np.ndarray], how: dict) -> tuple:
             lr_scheduler_type="constant",
         ),
     )
+    if how["checkpointing"]:
+        trainer.model.gradient_checkpointing_enable()  # as its `train` begins
     trainer.create_optimizer_and_scheduler(num_training_steps=1000)
     model, optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
     trainer.model_wrapped, trainer.optimizer = model, optimizer
@@ -218,9 +220,6 @@ def trl(folder: pathlib.Path, batch: dict[str, np.ndarray], how: dict) -> tuple:
 
     def sample() -> Any:
         model.eval()
-        checkpointing = how["checkpointing"]
-        if checkpointing:  # TRL does so: it would switch the cache off
-            model.gradient_checkpointing_disable()
         with torch.no_grad():
             out = model.generate(
                 *asked[:1],
@@ -235,8 +234,6 @@ def trl(folder: pathlib.Path, batch: dict[str, np.ndarray], how: dict) -> tuple:
                 pad_token_id=how["end_id"],
             )
         assert out.shape == (rows, asked[0].shape[1] + new), out.shape
-        if checkpointing:
-            model.gradient_checkpointing_enable()
         return out
 
     def gradients(out: pathlib.Path) -> None:
