@@ -31,7 +31,7 @@ SMOLLM2 = "examples/llm/*.txt"
 MORE = {
     "": SMOLLM2,
     "floor": SMOLLM2,
-    "hf": "tests/hf/*.txt",
+    "hf": f"{SMOLLM2} tests/hf/*.txt",
     "compiled": "tests/compiled/*.txt",
     "live": "tests/parity/live/*.txt",
 }
@@ -85,7 +85,7 @@ def environment(extra: str, kind: str = "") -> str:
     home = place(f".venv-{kind}" if kind else ".venv")
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     pins = [ROOT / "constraints" / "floor.txt"] if kind == "floor" else []
-    more = sorted(ROOT.glob(MORE[kind]))
+    more = [f for where in MORE[kind].split() for f in sorted(ROOT.glob(where))]
     files = [f.read_text("utf-8") for f in [ROOT / "pyproject.toml", *pins, *more]]
     made_of = "\0".join([sys.version, str(ROOT), *files])
     key = hashlib.sha256(made_of.encode()).hexdigest()

@@ -71,7 +71,7 @@ def main(options: Options) -> None:
 
 def one(algorithm: str, seed: int, o: Options) -> dict[str, Any]:
     """A run's metrics, its rewards before and after, and its memory."""
-    out = o.out / f"{algorithm}-{seed}"
+    out = o.out / f"{algorithm}-{seed}-{'quick' if o.quick else o.updates}"
     if not (out / "peak.json").exists():
         shutil.rmtree(out, ignore_errors=True)  # cut short: its memory is not known
         sizes = ["--smoke"] if o.quick else ["--num-updates", str(o.updates)]

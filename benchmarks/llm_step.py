@@ -66,7 +66,7 @@ class Method(NamedTuple):
 
 
 def methods(size: Size, with_peer: bool) -> dict[str, Method]:
-    """By name; the first of each library also samples and gives its gradient."""
+    """By name; the first of each library also samples."""
     rows = size.prompts * size.samples
     few = min(8, rows)
     ours = lambda remat: Method("jaxppo", {"remat": remat, "microbatches": 1})
@@ -199,7 +199,8 @@ def compare(
             for name, method in found.items():
                 bar.set_postfix_str(name)
                 first = name in firsts.values()
-                more = {"sample": first, "gradients": first and with_peer and i == 0}
+                compared = with_peer and i == 0 and not method.how.get("bf16")
+                more = {"sample": first, "gradients": compared}
                 more["end_id"] = source.end_ids[0]
                 turns[name].append(turn(folder, method, options, **more))
                 if more["gradients"]:
@@ -233,25 +234,29 @@ def compare(
         for row in rows:
             row["speed"] = best["update, s"] / row["update, s"]
             row["memory"] = row["peak, MiB"] / best["peak, MiB"]
-        a, b = (gradients[firsts[kind]] for kind in ("jaxppo", "trl"))
-        assert a.keys() == b.keys()
-        off = {name: measure.difference(a[name], b[name]) for name in a}
-        rows[0]["gradient off by"] = max(off.values())
-        rows[0]["gradients"] = off
+        ours = gradients.pop(OURS)
+        for row in rows:
+            if (other := gradients.get(row["method"])) is not None:
+                assert ours.keys() == other.keys()
+                off = [measure.difference(ours[name], other[name]) for name in ours]
+                row["gradient off by"] = max(off)
     return rows
 
 
-def flops(config: Config, size: Size) -> int:
-    """That an update needs in products with weights: 6 a weight and token.
+def flops(config: Config, size: Size, each: int = 6) -> int:
+    """That an update needs in products with weights: 6 each a weight and token.
 
-    A prompt counts once. What is computed again is not counted, nor is attention.
+    Or 8: in bfloat16 it computes the log-probs before it, too. A prompt counts once.
+    What is computed again is not counted, nor is attention.
     """
     c = config
     heads = 2 * (c.num_heads + c.num_kv_heads) * c.head_dim
     layer = c.dim * (heads + 3 * c.hidden_dim)
     completions = size.prompts * size.samples * size.new
     positions = size.prompts * size.prompt + completions - size.prompts * size.samples
-    return 6 * (c.num_layers * layer * positions + c.vocab_size * c.dim * completions)
+    return each * (
+        c.num_layers * layer * positions + c.vocab_size * c.dim * completions
+    )
 
 
 COLUMNS = [
@@ -341,7 +346,8 @@ def alone(config: Config, size: Size, dtype: Any, rounds: int) -> dict[str, Any]
 
     calls = {"update": update, "x @ y": functools.partial(product, x, x)}
     best = measure.race(calls, rounds, tqdm(disable=True))
-    reached = flops(config, size) / best["update"]
+    needed = flops(config, size, 6 if dtype == jnp.float32 else 8)
+    reached = needed / best["update"]
     limit = 2 * len(x) ** 3 / best["x @ y"]
     tokens = size.prompts * size.samples * size.new
     return {

@@ -1,8 +1,8 @@
 """Bytes and operations a device, of the language models' example on meshes.
 
-    python benchmarks/scaling.py                      # H200s, by their compiler
-    python benchmarks/scaling.py --target v5p         # TPUs, by theirs: hours
-    python benchmarks/scaling.py --quick --target cpu # a tiny model, 8 devices
+    python benchmarks/scaling.py                       # H200s, by their compiler
+    python benchmarks/scaling.py --target v5p          # TPUs, by theirs: hours
+    python benchmarks/scaling.py --quick --target cpu  # a tiny model, 8 devices
 
 Nothing is allocated and no device has to be there: the real `update` and `sample` of
 examples/llm are compiled for shapes alone. It needs the target's plugin, as
@@ -134,7 +134,7 @@ QUICK = [
 class Options:
     """Of the command line."""
 
-    out: pathlib.Path = pathlib.Path("benchmarks/results")
+    out: pathlib.Path = pathlib.Path("runs/benchmarks/scaling")
     """Folder of the table."""
     target: Literal["h200", "v5p", "cpu"] = "h200"
     """What to compile for."""

@@ -37,6 +37,7 @@ VARIANTS = {
         **dict(train_layers=1, num_minibatches=1, num_microbatches=2),
         **dict(temperature=0.7, top_k=50),
     ),
+    "one step": dataclasses.replace(SMALL, num_minibatches=1, temperature=0.7),
 }
 ONE = ""
 ALL_AXES = "data=2,fsdp=2,tensor=2"
@@ -124,7 +125,7 @@ def test_one_step_is_on_policy(one_device):
 
     So the ratios of the only step are 1, up to rounding: 1e-4, squared.
     """
-    for row in rows(one_device("last layer")):
+    for row in rows(one_device("one step")):
         assert row["approx_kl"] < 1e-8 and row["clip_fraction"] == 0
 
 
@@ -160,12 +161,14 @@ def test_two_processes_are_one_device(environment, tmp_path, one_device):
 
     first = pair("--out", out)
     with kept_to(first):
-        wait_for(out, 1, first)
+        wait_for(out, 2, first)
+    assert (out / "checkpoints" / "1").exists()  # the row after it is there
     second = pair("--resume", out)
     with ThreadPoolExecutor(2) as read, kept_to(second):
         said = list(read.map(lambda p: p.communicate(timeout=1800)[0], second))
     assert [process.returncode for process in second] == [0, 0], said
     assert "policy" in said[0] and "policy" not in said[1]
+    assert "before training" not in said[0]  # it went on, from both's checkpoint
     assert_same_run(out, one_device("grpo"))
     after = json.loads((out / "after.json").read_text())
     assert len(after["samples"]) == 8

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import re
 import resource
 import sys
@@ -15,7 +16,7 @@ import pytest
 from llm import pictures, runs, sharding, tasks, weights
 from llm.algorithms import ALGORITHMS
 from llm_models import needs_smollm2
-from llm_rewards import at_times
+from llm_rewards import at_times, by_name
 from matplotlib.colors import to_rgb
 from processes import kill_at, rows, run
 from safetensors.numpy import load_file
@@ -31,7 +32,7 @@ METRICS = {
 CRITIC = {"value_loss", "explained_variance"}
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "dapo", "ppo"])
+@pytest.mark.parametrize("algorithm", ["grpo", "cispo", "ppo"])
 def test_smoke(environment, tmp_path, algorithm):
     """Everything a real run leaves, from the tiny model and two updates."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -86,9 +87,10 @@ def test_options_together(tmp_path):
 
 
 def test_smoke_changes_only_what_is_not_given():
-    given = ["--smoke", "--num-updates=3", "--task=reasoning-gym:chain_sum"]
+    usual = runs.Options().num_updates
+    given = ["--smoke", f"--num-updates={usual}", "--task=reasoning-gym:chain_sum"]
     options = runs.parse(runs.Options(), "", given)
-    assert (options.model, options.num_updates) == ("tiny", 3)
+    assert (options.model, options.num_updates) == ("tiny", usual)
     assert options.task == "reasoning-gym:chain_sum" and options.eval_prompts == 4
 
 
@@ -102,7 +104,8 @@ def documented_meshes():
     for page in ("README.md", "docs/scaling.md", "examples/train_llm.py"):
         text = (root / page).read_text("utf-8").replace("\\\n", " ")
         for line in text.splitlines():
-            if "--mesh " in line and "fsdp=" in line:
+            whole = " ... " not in line  # options that are left out may make it fit
+            if "--mesh " in line and "fsdp=" in line and whole:
                 yield pytest.param(line, id=f"{page}: {line.strip()[-40:]}")
 
 
@@ -114,9 +117,7 @@ def test_the_documented_meshes_divide_their_batches(line):
     names = "prompts-per-update", "num-microbatches"
     found = {name: re.search(rf"--{name} (\d+)", line) for name in names}
     given = {k.replace("-", "_"): int(n[1]) for k, n in found.items() if n}
-    if " ... " not in line:  # options that are left out may make it fit
-        options = runs.Options(**given)
-        runs._refuse_parts(options, SimpleNamespace(shape=sizes))
+    runs._refuse_parts(runs.Options(**given), SimpleNamespace(shape=sizes))
 
 
 @needs_smollm2
@@ -188,6 +189,24 @@ def test_failing_rewards_cost_their_samples_only(tmp_path, monkeypatch):
     np.testing.assert_array_equal(policy.tensor(name), start.tensor(name))
 
 
+@pytest.mark.usefixtures("relaxed")
+def test_the_critic_learns(tmp_path, monkeypatch):
+    """What a prompt is worth, on a policy that stays as it is."""
+
+    def problems(seed, count, held_out):
+        draw = random.Random(seed)
+        return [tasks.Problem(f"is {x}", x) for x in draw.choices((0, 1), k=count)]
+
+    task = tasks.task("digits")._replace(reward=by_name, problems=problems)
+    monkeypatch.setattr(tasks, "task", lambda name: task)
+    args = ["--smoke", "--algorithm=ppo", "--num-updates=25", "--learning-rate=0"]
+    args += ["--critic-learning-rate=1e-2"]
+    runs.train(runs.parse(runs.Options(), "", [*args, "--out", str(tmp_path / "run")]))
+    explained = [row["explained_variance"] for row in rows(tmp_path / "run")]
+    assert explained[0] == 0  # its head starts from zeros
+    assert np.mean(explained[-5:]) > 0.5
+
+
 REFUSED = {
     "mesh": (["--mesh", "data=3"], "mesh 'data=3' has 3 devices, and there are"),
     "axis": (["--mesh", "rows=2"], "expected something like data=2,tensor=4"),
@@ -197,11 +216,21 @@ REFUSED = {
     "greedy": (["--temperature", "0"], "expected a number above 0"),
     "nothing": (["--top-p", "0"], r"top_p 0.0; expected a number in \(0, 1\]"),
     "no word": (["--top-k", "0"], "top_k 0; expected at least 1"),
+    "unknown words": (["--top-k", "9999"], "top_k 9999, of 258 tokens"),
+    "no saving": (["--save-every", "0"], "save_every 0; expected at least 1"),
+    "alone": (["--processes", "2", "--process", "0"], "no --coordinator"),
     "unjudged": (["--eval-prompts", "0"], "eval_prompts 0; expected at least 1"),
     "length": (["--max-new-tokens", "500"], "the model has seen 512 at most"),
     "parts": (["--num-microbatches", "3"], "--prompts-per-update 6"),
     "layers": (["--train-layers", "3"], "3 layers to train, of a model with 2"),
 }
+
+
+def test_a_longer_prompt_gives_way(monkeypatch):
+    many = [tasks.Problem("1 " * n, "") for n in (2, 40, 3)]
+    found = tasks.task("digits")._replace(problems=lambda *_: many)
+    here = SimpleNamespace(task=found, room=32, tokenizer=runs.tiny.tokenizer())
+    assert runs._Run._problems(here, "", 3, False) == [many[0], many[2], many[0]]
 
 
 @pytest.mark.usefixtures("relaxed")

@@ -9,6 +9,7 @@ import pytest
 from llm import tasks
 from llm.scoring import Scorer
 from llm_rewards import by_name
+from processes import EXAMPLES
 
 
 def test_a_reward_that_fails_is_one_samples():
@@ -94,7 +95,23 @@ except Exception as error:
 else:
     raise AssertionError
 """
-    examples = tasks.__file__.rsplit("/llm/", 1)[0]
+    examples = str(EXAMPLES)
     # In a process of its own: it warns, and warnings are errors here.
     command = [sys.executable, "-c", program, str(tmp_path / "trap")]
     subprocess.run(command, cwd=examples, check=True)
+
+
+def test_reasoning_gym_is_scored_by_processes_of_its_own(environment, tmp_path):
+    script = tmp_path / "scored.py"
+    script.write_text("""
+from llm import scoring, tasks
+if __name__ == "__main__":
+    task = tasks.task("reasoning-gym:chain_sum")
+    answers = [p.answer for p in task.problems("0", 2, False)]
+    scorer = scoring.Scorer(task.reward, 60)
+    rewards, scored = scorer(answers, [answers[0]["answer"], "no"])
+    scorer.close()
+    assert scored.all() and rewards[0] == 1 > rewards[1], (rewards, scored)
+""")
+    env = environment | {"PYTHONPATH": str(EXAMPLES)}
+    subprocess.run([sys.executable, str(script)], env=env, check=True)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import time
 from contextlib import nullcontext
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ import jaxppo
 
 from . import sampler, sharding, tasks, tiny, weights
 from .algorithms import ALGORITHMS
-from .model import Training, is_trained
+from .model import Config, Training, is_trained
 from .scoring import Scorer
 from .training import Hyper, trainer
 
@@ -78,11 +79,9 @@ def parse(default: Options, doc: str, args: list[str] | None = None) -> Options:
     options = folders.parse(default, doc, args)
     if not options.smoke:
         return options
-    given = lambda name: getattr(options, name) != getattr(default, name)
     small: dict[str, Any] = dict(num_updates=2, group_size=4, eval_prompts=4)
     small |= dict(model="tiny", task="digits")
-    small = {name: value for name, value in small.items() if not given(name)}
-    return dataclasses.replace(options, **small)
+    return folders.parse(dataclasses.replace(default, **small), doc, args)
 
 
 def train(options: Options) -> dict[str, float]:
@@ -110,7 +109,7 @@ class _Run:
         self.config, self.tokenizer = self.source.config, self.source.tokenizer
         given = lambda name: getattr(self.task if getattr(o, name) is None else o, name)
         self.room, new = given("max_prompt_tokens"), given("max_new_tokens")
-        _refuse(o, self.room + new, self.config.max_len)
+        _refuse(o, self.room + new, self.config)
         _refuse_parts(o, mesh)
         self._refuse_prompts()
         self.training = Training(
@@ -185,7 +184,7 @@ class _Run:
         """Sample, score and learn; the metrics of it."""
         o, start = self.options, time.perf_counter()
         key, learn_key = jax.random.split(jax.random.fold_in(self.key, index))
-        problems = self.task.problems(f"{o.seed} {index}", o.prompts_per_update, False)
+        problems = self._problems(f"{o.seed} {index}", o.prompts_per_update, False)
         prompts, samples, rewards, scored, _ = self._sampled(problems, key)
         sampled = time.perf_counter() - start
         mask = np.asarray(samples.mask)
@@ -214,6 +213,14 @@ class _Run:
             "update_seconds": seconds - sampled,
             "tokens_per_second": float(np.sum(mask)) / seconds,
         }
+
+    def _problems(self, seed: str, count: int, held_out: bool) -> list[tasks.Problem]:
+        """Those there is room for; a rare, longer one gives way to one of them."""
+        found = self.task.problems(seed, count, held_out)
+        fit = [x for x in found if len(self.tokenizer.encode(x.prompt)) <= self.room]
+        if not fit:
+            raise ValueError(f"no prompt of {count} has room in {self.room} tokens.")
+        return list(islice(cycle(fit), count))
 
     def _sampled(self, problems: list[tasks.Problem], key: jax.Array) -> Any:
         """Completions of problems, with their rewards and texts."""
@@ -254,7 +261,7 @@ class _Run:
     def _judge(self, when: str, out: Path) -> None:
         """The mean reward of held-out problems, and some completions, in a file."""
         o, found, shown = self.options, [], []
-        problems = self.task.problems(f"{o.seed}", o.eval_prompts, True)
+        problems = self._problems(f"{o.seed}", o.eval_prompts, True)
         for i in range(0, o.eval_prompts, o.prompts_per_update):
             # The last are filled up: a batch of another size would compile again.
             some = [
@@ -361,11 +368,11 @@ def _whole(x: jax.Array) -> np.ndarray:
     return np.asarray(x)
 
 
-def _refuse(o: Options, length: int, max_len: int) -> None:
-    if length > max_len:
+def _refuse(o: Options, length: int, config: Config) -> None:
+    if length > config.max_len:
         raise ValueError(
             f"prompts and completions of {length} tokens in all, but the model has "
-            f"seen {max_len} at most."
+            f"seen {config.max_len} at most."
         )
     if not o.temperature > 0:
         raise ValueError(
@@ -374,9 +381,16 @@ def _refuse(o: Options, length: int, max_len: int) -> None:
         )
     if o.top_p is not None and not 0 < o.top_p <= 1:
         raise ValueError(f"top_p {o.top_p}; expected a number in (0, 1].")
-    for name in ("top_k", "eval_prompts"):
+    if o.top_k is not None and o.top_k > config.vocab_size:
+        raise ValueError(f"top_k {o.top_k}, of {config.vocab_size} tokens.")
+    counts = "num_updates", "prompts_per_update", "group_size", "save_every"
+    for name in ("top_k", "eval_prompts", *counts):
         if (value := getattr(o, name)) is not None and value < 1:
             raise ValueError(f"{name} {value}; expected at least 1.")
+    if o.coordinator is None and (o.processes, o.process) != (None, None):
+        raise ValueError(
+            "--processes and --process, but no --coordinator for them to meet at."
+        )
 
 
 def _refuse_parts(o: Options, mesh: Any) -> None:

@@ -123,8 +123,9 @@ def _gym_problems(dataset: str, seed: str, count: int, held_out: bool) -> list[P
 
 
 def _gym_reward(dataset: str, entry: dict[str, Any], completion: str) -> float:
+    scorer = _gym(dataset, 0, 1)  # imports, and dataclasses are made by `exec`
     with _nothing_is_run(f"reasoning-gym:{dataset}"):
-        return float(_gym(dataset, 0, 1).score_answer(completion.strip(), entry))
+        return float(scorer.score_answer(completion.strip(), entry))
 
 
 @contextmanager

@@ -128,7 +128,8 @@ def test_a_step_has_trls_gradient(tmp_path):
     command += ["--peer", sys.executable, "--out", tmp_path]
     subprocess.run(list(map(str, command)), check=True, timeout=1800)
     (rows,) = json.loads((tmp_path / "llm_step.json").read_text()).values()
-    assert rows[0]["gradient off by"] < 1e-4
+    off = [row["gradient off by"] for row in rows if "gradient off by" in row]
+    assert len(off) == 4 and max(off) < 1e-4  # ours kept, TRL's in one pass and more
 
 
 @pytest.mark.parametrize("more", [[], ["--lora-rank", "4"], ["--algorithm", "ppo"]])

@@ -61,7 +61,9 @@ def cispo(
     x = jaxppo.log_ratio(log_probs, old_log_probs, mask)
     loss = jaxppo.cispo(log_probs, x, advantages, mask, low=low, high=high)
     weights = jaxppo.truncated_weights(x, cap=high, floor=low)
-    return jaxppo.token_mean(loss, mask), moved(x, mask) | report(mask, weight=weights)
+    held = (weights != jnp.exp(x)).astype(weights.dtype)
+    more = report(mask, weight=weights, clip_fraction=held)
+    return jaxppo.token_mean(loss, mask), moved(x, mask) | more
 
 
 def topr(
