@@ -38,6 +38,26 @@ def test_the_table_of_learning():
     assert f"go from {before:.2f} right to {after:.2f}" in page
 
 
+def test_the_table_of_the_step():
+    """README says of TRL what was measured last."""
+    results = json.loads((BENCHMARKS / "results/llm_step.json").read_text())
+    page = " ".join((BENCHMARKS.parent / "README.md").read_text("utf-8").split())
+    sampling = []
+    for size, in_memory in zip(results, ("in {} of its", "in {} of it"), strict=True):
+        ours, *others = results[size]
+        assert ours["method"] == "jaxppo"
+        off = [x["gradient off by"] for x in others if "gradient off by" in x]
+        assert len(off) == 4 and max(off) < 1e-4  # TRL's in one pass, and in parts
+        theirs = [x for x in others if "TRL" in x["method"] and "bf16" not in str(x)]
+        fastest = min(theirs, key=lambda row: row["update, s"])
+        speed = fastest["update, s"] / ours["update, s"]
+        assert speed >= 1.5 and f"{speed:.1f} times as fast" in page
+        memory = ours["peak, MiB"] / fastest["peak, MiB"]
+        assert in_memory.format(f"{memory:.2f}") in page
+        sampling.append(theirs[0]["sampling, s"] / ours["sampling, s"])
+    assert "Sampling is {:.1f} and {:.1f} times as fast".format(*sampling) in page
+
+
 @pytest.mark.parametrize("name", LEFT)
 def test_runs(name, tmp_path):
     command = [sys.executable, BENCHMARKS / f"{name}.py", "--quick", "--out", tmp_path]
