@@ -129,7 +129,15 @@ def test_without_key_where_nothing_is_shuffled():
     chex.assert_trees_all_close(state.params, params, rtol=1e-5)
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+EXPLICIT = pytest.param(
+    AxisType.Explicit,
+    marks=pytest.mark.skipif(
+        jax.__version_info__ < (0, 9), reason="no gradient of x @ w there before 0.9"
+    ),
+)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, EXPLICIT])
 @pytest.mark.parametrize("sizes", [(2, 1), (3, 2)])
 def test_rows_on_several_devices(axis_type, sizes):
     """Shuffled into minibatches, and cut into microbatches, over two axes of a mesh."""

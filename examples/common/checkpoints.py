@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 Tree = TypeVar("Tree")
 
@@ -36,12 +38,12 @@ class Checkpoints:
                 self._manager.delete(later)
         leaves = _leaves(state)
         meta = {"checksum": _checksum(leaves), "tree": _layout(state)}
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)
-            ),
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)
         )
+        # Orbax cuts up each device's part by itself, which JAX 0.8 refuses on a mesh.
+        with jax.set_mesh(Mesh(np.empty((), object), ())):
+            saved = self._manager.save(step, args=args)
         if not saved:
             raise RuntimeError(f"checkpoint {step} was not written.")
 
