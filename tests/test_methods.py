@@ -336,6 +336,13 @@ def test_approx_kl_is_the_policys(name):
     close(metrics["ratio_min"].value, np.exp(x)[keep].min())
 
 
+def test_cispo_counts_what_its_bounds_hold():
+    loss = functools.partial(methods.cispo, low=0.9, high=1.1)
+    metrics = jax.jit(loss)(b.logp, b.old, b.adv, b.mask)[1]
+    close(metrics["clip_fraction"].value, mean((r < 0.9) | (r > 1.1)))
+    close(metrics["weight"].value, mean(np.clip(r, 0.9, 1.1)))
+
+
 def test_clip_fractions_are_of_what_is_clipped():
     out = (np.exp(S / n) < 0.85) | (np.exp(S / n) > 1.18)
     assert 0 < mean(out) < 1

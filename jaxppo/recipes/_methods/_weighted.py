@@ -60,8 +60,9 @@ def cispo(
     """
     x = jaxppo.log_ratio(log_probs, old_log_probs, mask)
     loss = jaxppo.cispo(log_probs, x, advantages, mask, low=low, high=high)
+    ratio = jnp.exp(x)
+    held = ((ratio < low) | (ratio > high)).astype(x.dtype)
     weights = jaxppo.truncated_weights(x, cap=high, floor=low)
-    held = (weights != jnp.exp(x)).astype(weights.dtype)
     more = report(mask, weight=weights, clip_fraction=held)
     return jaxppo.token_mean(loss, mask), moved(x, mask) | more
 
