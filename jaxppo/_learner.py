@@ -14,6 +14,8 @@ import optax
 
 from . import _checks, _mesh
 from ._accumulate import AxisName, accumulate_grads, is_metric, loss_value, reduce
+from ._guard import guarded_step
+from ._shuffle import shuffled
 from ._types import (
     Controller,
     Learner,
@@ -37,6 +39,7 @@ def learner(
     adaptive: Mapping[str, Controller] | None = None,
     minibatch_target_kl: Scalar | None = None,
     epoch_target_kl: Scalar | None = None,
+    prepare: Callable[[Any], Any] | None = None,
     axis_name: AxisName | None = None,
 ) -> Learner:
     """Bind a loss and an optimiser into PPO's update: epochs of shuffled minibatches.
@@ -79,6 +82,9 @@ def learner(
         on, and ends the update. SB3's `target_kl=x` is 1.5 x here.
       epoch_target_kl: a pass whose last minibatch has an `approx_kl` above this is
         the last one. CleanRL's `target_kl`.
+      prepare: a function of a minibatch, called before it is cut into microbatches,
+        for what must see all its rows: `lambda b: b | {"advantages":
+        jaxppo.whiten(b["advantages"])}`. Inside `shard_map` it sees a device's own.
       axis_name: inside `jax.shard_map`, see `accumulate_grads`; each device then
         shuffles its own rows.
 
@@ -114,7 +120,7 @@ def learner(
         "epoch_target_kl": epoch_target_kl,
     }
     schedules, adaptive = dict(schedules or {}), dict(adaptive or {})
-    _check_arguments(loss_fn, tx, counts, targets, schedules, adaptive)
+    _check_arguments(loss_fn, prepare, tx, counts, targets, schedules, adaptive)
     can_stop = any(target is not None for target in targets.values())
     tx = optax.with_extra_args_support(tx)
 
@@ -129,7 +135,7 @@ def learner(
         grads, loss, metrics = accumulate_grads(
             partial(loss_fn, **coefs, **state.coefs),
             state.params,
-            batch,
+            batch if prepare is None else prepare(batch),
             num_microbatches=num_microbatches,
             axis_name=axis_name,
         )
@@ -137,7 +143,7 @@ def learner(
         stop = jnp.zeros((), bool)
         if minibatch_target_kl is not None:
             stop = kl > minibatch_target_kl
-        state, finite = _apply(tx, state, grads, loss_value(loss), ~stop)
+        state, finite = guarded_step(tx, state, grads, loss_value(loss), ~stop)
         terms = {} if isinstance(loss, Mean) else loss
         return state, (metrics | terms, _own(loss, grads, finite), stop, kl)
 
@@ -157,8 +163,8 @@ def learner(
     def epoch(batch: Any, rows: int, state_stopped: Any, key: jax.Array | None):
         index: Any = [None]
         if num_minibatches > 1 and key is not None:
-            order = jax.random.permutation(key, rows)
-            index = order.reshape(num_minibatches, -1)
+            index = shuffled(key, rows)
+            index = index.reshape(num_minibatches, -1)
         out = _scan(partial(minibatch, batch), state_stopped, index)
         (state, stopped), (metrics, own, made, kl) = out
         if epoch_target_kl is not None:
@@ -259,6 +265,7 @@ def check_progress(state: TrainState, *, max_skipped: int = 10) -> None:
 
 def _check_arguments(
     loss_fn: Any,
+    prepare: Any,
     tx: Any,
     counts: Mapping[str, int],
     targets: Mapping[str, Scalar | None],
@@ -272,6 +279,8 @@ def _check_arguments(
             f"{fn}: `tx` is {tx!r}; expected an optax optimiser, such as "
             "`optax.adam(3e-4)`."
         )
+    if prepare is not None:
+        _checks.function(fn, "prepare", prepare, "prepare(minibatch)")
     for name, value in counts.items():
         _checks.count(fn, name, value)
     for name, target in targets.items():
@@ -290,37 +299,6 @@ def _check_arguments(
                 f"{fn}: `adaptive[{name!r}]` is {controller!r}; expected a "
                 "`jaxppo.Controller`, such as `jaxppo.adaptive_kl(target=0.1)`."
             )
-
-
-def _apply(
-    tx: optax.GradientTransformationExtraArgs,
-    state: TrainState,
-    grads: Any,
-    loss: jax.Array,
-    wanted: jax.Array,
-) -> tuple[TrainState, jax.Array]:
-    """The state after a step, or as it was if the step is not wanted or not finite.
-
-    On CPUs the update is computed twice: XLA does not fuse the choice there, and would
-    keep it whole. Elsewhere it does, and may lose a condition's shardings.
-    """
-
-    def taken(params: Any, opt_state: Any) -> tuple[Any, Any, Any]:
-        # Optax's Adam promotes its step count, which a strict program forbids.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = tx.update(grads, opt_state, params, value=loss)
-        return optax.apply_updates(params, updates), opt_state, updates
-
-    finite = _all_finite((loss, grads, taken(state.params, state.opt_state)[2]))
-    go = finite & wanted
-    params, opt_state = jax.lax.platform_dependent(
-        *(state.params, state.opt_state),
-        cpu=lambda *old: jax.lax.cond(go, lambda *o: taken(*o)[:2], lambda *o: o, *old),
-        default=lambda *o: jax.tree.map(partial(jnp.where, go), taken(*o)[:2], o),
-    )
-    step = state.step + go.astype(jnp.int32)
-    skipped = jnp.where(go, 0, state.skipped + (~finite).astype(jnp.int32))
-    return TrainState(params, opt_state, step, skipped, state.coefs), finite
 
 
 def _own(
@@ -348,11 +326,6 @@ def _scan(step: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
     if isinstance(xs, list):
         return jax.lax.scan(step, carry, None, length=len(xs))
     return jax.lax.scan(step, carry, xs)
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    leaves = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(leaves))
 
 
 def _norm(grads: Any) -> jax.Array:

@@ -22,6 +22,8 @@ FLOORS = [
         "_stream",
         "_head_plan",
         "_recurrence",
+        "_distributions",
+        "_shuffle",
     },
     {
         "_clipping",
@@ -32,6 +34,7 @@ FLOORS = [
         "_group",
         "_correction",
         "_heads",
+        "_head_divergences",
         "_metrics",
         "_trust_region",
         "_covariance",
@@ -42,7 +45,7 @@ FLOORS = [
         "_head_math",
         "_selective",
     },
-    {"_losses", "_accumulate", "_rollout", "_fused", "_head_kl"},
+    {"_losses", "_accumulate", "_rollout", "_fused", "_head_kl", "_guard"},
     {"_learner", "_linear_loss"},
 ]
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -98,7 +101,8 @@ def test_third_parties():
     for path in files():
         roots = {n.split(".")[0] for n in imports(path.read_text()) if n[0] != "."}
         outside = roots - set(sys.stdlib_module_names) - {"jax", "jaxtyping", "numpy"}
-        assert outside == ({"optax"} if path.stem == "_learner" else set()), path.stem
+        wanted = {"optax"} if path.stem in ("_learner", "_guard") else set()
+        assert outside == wanted, path.stem
 
 
 def test_importing_jaxppo_loads_little():
@@ -129,7 +133,7 @@ def test_one_home_for_each_name():
 
 
 INSIDE = {"_checks", "_accumulate", "_segments", "_recurrence", "_mesh", "_stream"}
-INSIDE |= {"_head_math", "_head_plan"}
+INSIDE |= {"_head_math", "_head_plan", "_distributions", "_guard", "_shuffle"}
 
 
 def test_nothing_public_is_left_inside():

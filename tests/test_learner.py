@@ -122,6 +122,27 @@ def test_equals_a_plain_loop(epochs, minibatches, microbatches):
     assert metrics["skipped"] == 0 and "stopped" not in metrics
 
 
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_prepare_sees_a_whole_minibatch(microbatches):
+    """What it makes of one is what a loss sees of one that is not cut."""
+
+    def whitened(batch):
+        assert batch["advantages"].shape == (ROWS // 4,)
+        return batch | {"advantages": jaxppo.whiten(batch["advantages"], ddof=1)}
+
+    counts = dict(num_epochs=2, num_minibatches=4)
+    learner = jaxppo.learner(
+        loss_fn, ADAM, prepare=whitened, num_microbatches=microbatches, **counts
+    )
+    inside = jaxppo.learner(lambda p, b: loss_fn(p, whitened(b)), ADAM, **counts)
+    key = jax.random.key(3)
+    out, wanted = (
+        jax.jit(each.update)(each.init(params_of()), batch_of(), key)
+        for each in (learner, inside)
+    )
+    chex.assert_trees_all_close(out, wanted, rtol=2e-5, atol=1e-6)
+
+
 def test_without_key_where_nothing_is_shuffled():
     learner = jaxppo.learner(loss_fn, ADAM, num_epochs=3)
     state, _ = jax.jit(learner.update)(learner.init(params_of()), batch_of())
@@ -297,6 +318,14 @@ def test_actor_and_critic_clipped_separately():
     np.testing.assert_allclose(np.linalg.norm(step["critic"]), 0.5, rtol=1e-5)
 
 
+@pytest.fixture(params=["small", "large"])
+def either_size(request, monkeypatch):
+    """On CPUs a step of few parameters is chosen in another way than one of many."""
+    if request.param == "large":
+        monkeypatch.setattr("jaxppo._guard.SMALL", 0)
+
+
+@pytest.mark.usefixtures("either_size")
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_step_that_is_not_finite_is_skipped(poison, microbatches):
@@ -343,6 +372,7 @@ def test_numpy_batches():
     chex.assert_trees_all_close(state.params, expected.params, rtol=1e-6)
 
 
+@pytest.mark.usefixtures("either_size")
 def test_update_that_is_not_finite_is_skipped():
     """A finite gradient may become an infinite update, and a NaN loss have none."""
     learner = jaxppo.learner(loss_fn, optax.sgd(3e38))
@@ -594,6 +624,11 @@ def test_reducing_stacked_metrics(kind):
             lambda: jaxppo.learner(loss_fn, ADAM, num_microbatches=True),
             TypeError,
             ["num_microbatches"],
+        ),
+        (
+            lambda: jaxppo.learner(loss_fn, ADAM, prepare="whiten"),
+            TypeError,
+            ["prepare", "prepare(minibatch)"],
         ),
         (
             lambda: jaxppo.learner(loss_fn, ADAM, minibatch_target_kl=0.0),
