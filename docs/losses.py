@@ -38,7 +38,8 @@ ROOMS = {
     "_correction": "Rollout correction: weights and masks",
     "_rollout": "Rollout correction: metrics",
     "_entropy": "Entropy",
-    "_heads": "Heads and exact divergences",
+    "_heads": "Heads",
+    "_head_divergences": "Exact divergences of heads",
 }
 HEAD = """\
 <!-- Written by docs/losses.py from the docstrings: change those, and run it. -->

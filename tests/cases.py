@@ -180,6 +180,28 @@ def normals(rng):
     )
 
 
+def betas(rng):
+    """States with three action dimensions each, of every shape a density has."""
+    shape = (*MASK.shape, 3)
+    draw = lambda low, high: np.exp(rng.uniform(np.log(low), np.log(high), shape))
+    alpha, beta = draw(0.3, 30.0), draw(0.3, 30.0)
+    ref_alpha, ref_beta = alpha * draw(0.4, 3.0), beta * draw(0.4, 3.0)
+    # A sharp one, left by far; one that is all but certain; and one that is pulled in.
+    alpha[0, 0, 0], beta[0, 0, 0] = 90.0, 60.0
+    alpha[3, 1, 1], beta[3, 1, 1] = 0.02, 40.0
+    ref_alpha[3, 2, 2], ref_beta[3, 2, 2] = 60.0, 0.5
+    actions = np.clip(rng.beta(alpha, beta), 0.02, 0.98)
+    actions[3, 3] = [0.01, 0.6, 0.99]
+    return dict(
+        alpha=alpha,
+        beta=beta,
+        ref_alpha=ref_alpha,
+        ref_beta=ref_beta,
+        actions=actions,
+        mask=MASK,
+    )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """A public function, what it is given, and what is expected of it.
@@ -727,8 +749,10 @@ CASES = [
         note="shared",
     ),
     Case(jaxppo.tanh_normal, **NORMAL, constants="pre_tanh_actions"),
+    Case(jaxppo.beta, "alpha beta", "actions", batch=betas),
     Case(jaxppo.categorical_kl, "logits ref_logits", batch=two_policies),
     Case(jaxppo.normal_kl, "mean log_std ref_mean ref_log_std", batch=normals),
+    Case(jaxppo.beta_kl, "alpha beta ref_alpha ref_beta", batch=betas),
     # heads of language models
     Case(
         jaxppo.token_log_probs,

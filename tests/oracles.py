@@ -12,7 +12,7 @@ import statistics
 
 import jax
 import numpy as np
-from scipy import integrate
+from scipy import integrate, special
 
 # Element by element, whatever the shapes broadcast to.
 per_element = functools.partial(np.vectorize, otypes=[float])
@@ -859,6 +859,34 @@ def normal_kl(mean, log_std, ref_mean, ref_log_std, mask):
             square = (math.exp(2 * s) + (m - n) ** 2) / (2 * math.exp(2 * r))
             out[row] += r - s + square - 0.5
     return out
+
+
+def log_beta(a, b):
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def beta_kl(alpha, beta, ref_alpha, ref_beta, mask):
+    out = np.zeros(mask.shape)
+    for row in zip(*np.nonzero(mask), strict=True):
+        for d in range(alpha.shape[-1]):
+            a, b, c, e = (x[row][d] for x in (alpha, beta, ref_alpha, ref_beta))
+            of_a, of_b, of_sum = (float(special.digamma(x)) for x in (a, b, a + b))
+            slopes = (a - c) * of_a + (b - e) * of_b + (c - a + e - b) * of_sum
+            out[row] += log_beta(c, e) - log_beta(a, b) + slopes
+    return out
+
+
+def beta(alpha, beta, actions, mask):
+    log_probs, entropy = np.zeros(alpha.shape), np.zeros(alpha.shape)
+    for at in np.ndindex(alpha.shape):
+        if mask[at[:-1]]:
+            a, b, x = (float(x[at]) for x in (alpha, beta, actions))
+            powers = (a - 1) * math.log(x) + (b - 1) * math.log1p(-x)
+            log_probs[at] = powers - log_beta(a, b)
+            of_a, of_b, of_sum = (float(special.digamma(x)) for x in (a, b, a + b))
+            of_powers = (a - 1) * (of_a - of_sum) + (b - 1) * (of_b - of_sum)
+            entropy[at] = log_beta(a, b) - of_powers
+    return log_probs.sum(-1), entropy.sum(-1)
 
 
 def normal_log_density(x, mean, log_std):

@@ -221,6 +221,10 @@ def test_exact_kl_between_equals_is_zero():
     np.testing.assert_allclose(got, 0, atol=1e-6)
     m, s = jnp.array([[0.3, -1.0]]), jnp.array([[0.5, -2.0]])
     np.testing.assert_array_equal(jaxppo.normal_kl(m, s, m, s), 0)
+    a, b = jnp.array([[1e-3, 0.7, 5.0, 1e6]]), jnp.array([[2.0, 0.7, 40.0, 3e5]])
+    np.testing.assert_array_equal(jaxppo.beta_kl(a, b, a, b), 0)
+    got = slope(lambda x: jaxppo.beta_kl(x, b, a, b), a)
+    np.testing.assert_allclose(a * got, 0, atol=1e-6)
 
 
 def test_exact_kl_outside_the_support_is_infinite():

@@ -74,6 +74,8 @@ TERM = dict(log_ratio=X, advantages=X)
 STEPS = dict(rewards=X, values=X, discounts=0.9)
 CHOICE = dict(logits=jnp.ones((2, 3, 5)), actions=jnp.ones((2, 3), int))
 NORMAL = dict(mean=X, log_std=X)
+BETA = dict(alpha=X, beta=X)
+REF_BETA = dict(ref_alpha=X, ref_beta=X)
 LOSS = dict(log_probs=X, old_log_probs=X, advantages=X)
 
 
@@ -122,6 +124,23 @@ LOSS = dict(log_probs=X, old_log_probs=X, advantages=X)
         *[
             (
                 fn,
+                given | {name: jnp.ones(shape)},
+                [
+                    f"`{name}` has shape {shape}",
+                    "`alpha` has shape (2, 3)",
+                    "pass shape",
+                ],
+            )
+            for fn, given in [
+                (jaxppo.beta, BETA | dict(actions=X)),
+                (jaxppo.beta_kl, BETA | REF_BETA),
+            ]
+            for name in given.keys() - {"alpha"}
+            for shape in [(), (2,), (1, 3), (2, 1), (2, 4), (3, 2), (3,)]
+        ],
+        *[
+            (
+                fn,
                 given | dict(mask=jnp.ones(shape, bool)),
                 [f"`mask` has shape {shape}", "pass a mask of shape"],
             )
@@ -129,6 +148,8 @@ LOSS = dict(log_probs=X, old_log_probs=X, advantages=X)
                 (jaxppo.categorical, CHOICE),
                 (jaxppo.diagonal_normal, dict.fromkeys([*NORMAL, "actions"], X)),
                 (jaxppo.tanh_normal, dict.fromkeys([*NORMAL, "pre_tanh_actions"], X)),
+                (jaxppo.beta, BETA | dict(actions=X)),
+                (jaxppo.beta_kl, BETA | REF_BETA),
             ]
             for shape in [(), (1,), (2, 3, 5), (3,), (2, 1)]
         ],
@@ -152,6 +173,7 @@ LOSS = dict(log_probs=X, old_log_probs=X, advantages=X)
                     "mean",
                     {"log_std": ROWS[0], "actions": ROWS[0]},
                 ),
+                (jaxppo.beta, "alpha", {"beta": ROWS[0], "actions": ROWS[0]}),
             ]
         ],
     ],

@@ -416,6 +416,84 @@ def test_entropy_of_the_tanh_normal_to_a_millionth(std, x64):
     np.testing.assert_allclose(entropy, expected, atol=1e-6)
 
 
+ENDS = [  # alpha, beta, action, log-prob
+    *[(1.0, 3.0, 0.0, math.log(3)), (0.5, 3.0, 0.0, INF), (2.0, 3.0, 0.0, -INF)],
+    *[(3.0, 1.0, 1.0, math.log(3)), (3.0, 0.5, 1.0, INF), (3.0, 2.0, 1.0, -INF)],
+    *[(1.0, 1.0, 0.0, 0.0), (1.0, 1.0, 1.0, 0.0)],
+    *[(0.5, 0.5, -1e-3, -INF), (1.0, 1.0, 1.5, -INF), (2.0, 2.0, INF, -INF)],
+    *[(NAN, 3.0, 0.0, NAN), (2.0, NAN, 0.0, NAN), (NAN, 2.0, 1.0, NAN)],
+    *[(NAN, 2.0, -1.0, NAN), (2.0, 2.0, NAN, NAN)],
+    *[(0.0, 2.0, 0.3, NAN), (2.0, -1.0, 0.3, NAN)],
+    *[(2.0, 2.0, 1e-40, -INF), (1.0, 3.0, 1e-40, math.log(3))],  # subnormal
+]
+
+
+def test_beta_actions_at_the_ends():
+    a, b, x, expected = np.float32(ENDS).T[..., None]
+    a, b, x = map(jnp.asarray, (a, b, x))
+    log_probs = lambda a, b: jaxppo.beta(a, b, x)[0]
+    for fn in (log_probs, jax.jit(log_probs)):
+        np.testing.assert_allclose(fn(a, b), expected[:, 0], rtol=1e-6)
+    slopes = jax.jit(jax.grad(lambda a, b: jnp.sum(log_probs(a, b)), (0, 1)))(a, b)
+    slopes = np.stack(slopes)
+    assert np.all(np.isfinite(slopes[:, ~np.isnan(expected)]))
+    np.testing.assert_array_equal(slopes[:, np.isinf(expected)], 0)
+
+
+def test_a_row_with_an_impossible_action_is_impossible():
+    """Whatever the others' densities: inf - inf is no NaN, but NaN is."""
+    a, x = jnp.array([[0.5, 2.0]] * 3), jnp.array([[0.0, 0.0], [0.3, 0.0], [NAN, 0.0]])
+    log_probs, _ = jax.jit(jaxppo.beta)(a, a, x)
+    np.testing.assert_array_equal(log_probs, [-INF, -INF, NAN])
+    slope = jax.jit(jax.grad(lambda a: jnp.sum(jaxppo.beta(a, a, x[:2])[0])))(a[:2])
+    np.testing.assert_array_equal(slope, 0)
+
+
+@pytest.mark.parametrize("size", [10.0, 1e3, 1e6])
+def test_betas_of_any_size_are_accurate(size):
+    """To roundings; the formulas as they stand, in float32, are off by nats at 1e6."""
+    rng = np.random.default_rng(0)
+    drawn = lambda low, high: rng.uniform(low, high, (1000, 1))
+    alpha = size ** drawn(-3 if size == 10 else 0.5, 1)
+    params = [np.float32(x) for x in (alpha, alpha * 10 ** drawn(-0.5, 0))]
+    refs = [np.float32(x * 4 ** drawn(-1, 1)) for x in params]
+    actions = np.float32(np.clip(rng.beta(*np.float64(params)), 1e-7, 1 - 1e-7))
+    log_probs, entropy = jax.jit(jaxppo.beta)(*params, actions)
+    kl = jax.jit(jaxppo.beta_kl)(*params, *refs)
+    mask, (*params, x) = np.ones(1000, bool), map(np.float64, (*params, actions))
+    expected = oracles.beta(*params, x, mask)
+    # 8 steps for each of three gammas, of 2^-24 each. Where means are compared, that is
+    # sqrt(size) 2^-24 standard deviations, of which a sample is 4 off.
+    mean = 64 * 2**-24 + 4 * math.sqrt(size) * 2**-24
+    for got, expected, tolerance in [
+        (log_probs, expected[0], mean),
+        (entropy, expected[1], 32 * 2**-24),
+        (kl, oracles.beta_kl(*params, *map(np.float64, refs), mask), mean),
+    ]:
+        error = np.abs(got - expected) / np.maximum(1, np.abs(expected))
+        assert np.max(error) < tolerance
+
+
+@pytest.mark.parametrize(("fn", "parts"), [(jaxppo.beta, 3), (jaxppo.beta_kl, 4)])
+def test_betas_under_the_mask_make_no_nan(fn, parts):
+    """Not even on the way, where `jax_debug_nans` would stop at it."""
+    x = jnp.array([[0.3, 0.7], [0.0, 0.0], [-1.0, 0.0]])
+    with jax.debug_nans(True):
+        out = fn(*[x] * parts, jnp.arange(3) < 1)
+    assert not np.any(np.asarray(out)[..., 1:])
+
+
+def test_beta_kl_of_the_near_and_of_the_far():
+    """As close as one update brings them, and as far as their means then cancel."""
+    near = [[1e6, 3e5, 1.0002e6, 2.9995e5], [2e3, 5e3, 2001.0, 5003.0]]
+    far = [[1.78e5, 7.52e5, 0.138, 19.78], [3e5, 5.4e4, 16.8, 0.943]]
+    for rows, tolerance in [(near, 1e-5), (far, 1e-4)]:
+        parts = [np.float32(x)[:, None] for x in zip(*rows, strict=True)]
+        expected = oracles.beta_kl(*map(np.float64, parts), np.ones(2, bool))
+        got = jax.jit(jaxppo.beta_kl)(*parts)
+        np.testing.assert_allclose(got, expected, rtol=tolerance)
+
+
 # --- low precision ---
 
 

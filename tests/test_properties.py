@@ -307,6 +307,33 @@ def test_a_categorical_is_a_distribution(logits, allowed, shift):
     assert np.all(entropy <= np.log(np.sum(allowed, 1)) + 1e-5)
 
 
+NODES = (np.arange(2000, dtype=np.float32) + 0.5) / 2000  # of the midpoint rule
+
+
+@literally
+def every_action(alpha, beta, ref_alpha, ref_beta):
+    """Integrals of p, -p log p and p (log p - log q), and what they are to be."""
+    each = lambda x: jnp.broadcast_to(x[..., None, None], (*SHAPE, len(NODES), 1))
+    actions = jnp.broadcast_to(NODES[None, None, :, None], (*SHAPE, len(NODES), 1))
+    log_p, entropy = jaxppo.beta(each(alpha), each(beta), actions)
+    log_q, _ = jaxppo.beta(each(ref_alpha), each(ref_beta), actions)
+    mirrored, _ = jaxppo.beta(each(beta), each(alpha), 1 - actions)
+    parts = [x[..., None] for x in (alpha, beta, ref_alpha, ref_beta)]
+    p = jnp.exp(log_p)
+    got = [jnp.mean(x, -1) for x in (p, -p * log_p, p * (log_p - log_q))]
+    expected = [1 + 0 * alpha, entropy[..., 0], jaxppo.beta_kl(*parts)]
+    return (*got, log_p), (*expected, mirrored)
+
+
+@lawful
+@given(*[numbers(2, 30)] * 4)
+def test_a_beta_is_a_distribution(alpha, beta, ref_alpha, ref_beta):
+    got, expected = every_action(alpha, beta, ref_alpha, ref_beta)
+    for x, y in zip(got, expected, strict=True):
+        # Of the rule: h^2 / 24 of the ends' slopes, up to 100; of float32: 1 - x.
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4)
+
+
 @literally
 def shares(x, values, mask):
     return (
