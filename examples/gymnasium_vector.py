@@ -1,22 +1,20 @@
 """Learn a gymnasium environment that runs on the host, outside of jit.
 
     python examples/gymnasium_vector.py --help
-    python examples/gymnasium_vector.py --env-name LunarLander-v3
+    python examples/gymnasium_vector.py --env-name Hopper-v5 --normalise-obs
 
-The environments step in Python; policy and update are compiled. What the mask leaves
-out (the steps gymnasium spends on resets) is not trained on.
+The environments step in Python; acting and learning are compiled, and are those of the
+other examples. What the mask leaves out (the steps gymnasium spends on resets) is not
+trained on.
 """
 
 import dataclasses
-import functools
 
 import gymnasium
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from control import adapters, policies, training
-from flax import nnx
+from control import hosts, policies, training
 from tqdm import tqdm
 
 import jaxppo
@@ -27,7 +25,7 @@ class Options(training.PPO):
     """PPO's hyper-parameters, and what to run."""
 
     env_name: str = "CartPole-v1"
-    """A name that gymnasium knows, of discrete actions."""
+    """A name that gymnasium knows."""
     seed: int = 0
     """Of everything random."""
 
@@ -48,77 +46,26 @@ def train(options: Options) -> list[float]:
     """Returns of the last hundred episodes played, in order."""
     envs = gymnasium.make_vec(options.env_name, options.num_envs, "sync")
     envs = gymnasium.wrappers.vector.RecordEpisodeStatistics(envs)
-    env = adapters.GymnasiumVector(envs, seed=options.seed)
-    actions = envs.single_action_space
-    if not isinstance(actions, gymnasium.spaces.Discrete):
-        raise SystemExit(
-            f"{options.env_name} has actions {actions}, not discrete ones."
-        )
-    key = jax.random.key(options.seed)
-    sizes = env.obs.shape[-1], int(actions.n)
-    net = policies.ActorCritic(*sizes, options.hidden, nnx.Rngs(key))
-    graph, params = nnx.split(net)
+    env = hosts.GymnasiumVector(envs, seed=options.seed)
+    one = training.trainer(env.spec, options)
+    to_env = policies.policy_for(env.spec, options.continuous).to_env
+    act, learn = jax.jit(one.act), jax.jit(one.learn, donate_argnums=0)
 
-    def loss_fn(params, batch):
-        net = nnx.merge(graph, params)
-        log_probs, entropy = jaxppo.categorical(
-            net.actor(batch["obs"]), batch["action"]
-        )
-        return jaxppo.ppo_loss(
-            log_probs,
-            batch["log_prob"],
-            batch["advantages"],
-            batch["mask"],
-            values=net.values(batch["obs"]),
-            returns=batch["returns"],
-            entropy=entropy,
-            clip_eps=options.clip_eps,
-            value_coef=options.value_coef,
-            entropy_coef=options.entropy_coef,
-        )
-
-    learner = jaxppo.learner(
-        loss_fn,
-        training.optimizer(options),
-        num_epochs=options.num_epochs,
-        num_minibatches=options.num_minibatches,
-    )
-
-    @jax.jit
-    def act(params, obs, key):
-        logits = nnx.merge(graph, params).actor(obs)
-        action = jax.random.categorical(key, logits)
-        return {"action": action, "log_prob": jaxppo.categorical(logits, action)[0]}
-
-    def play(params, keys, obs):
-        return jax.device_get(act(params, obs, next(keys)))
-
-    @jax.jit
-    def update(state, seen, key):
-        seen = jax.tree.map(lambda x: x.swapaxes(0, 1), seen)  # time last
-        net = nnx.merge(graph, state.params)
-        estimates = jaxppo.gae(
-            seen["reward"],
-            net.values(seen["obs"]),
-            options.gamma * (1 - seen["terminated"].astype(jnp.float32)),
-            lambda_=jnp.where(seen["truncated"], 0, options.gae_lambda),
-            next_values=net.values(seen["final_obs"]),
-            mask=seen["mask"],
-        )
-        advantages = jaxppo.whiten(estimates.advantages, seen["mask"])
-        seen |= {"advantages": advantages, "returns": estimates.returns}
-        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
-        return learner.update(state, rows, key)
-
-    state, returns = learner.init(params), []
+    run = jax.jit(one.init, static_argnums=1)(jax.random.key(options.seed), True)
+    env.memory, returns = run.playing.memory, []
     with tqdm(total=options.total_steps, unit=" steps", unit_scale=True) as bar:
         for _ in range(options.num_updates):
-            keys = iter(jax.random.split(key, options.num_steps + 2))
-            policy = functools.partial(play, state.params, keys)
-            seen = adapters.collect(env, policy, options.num_steps)
-            state, _ = update(state, seen, next(keys))
-            jaxppo.check_progress(state)
-            key = next(keys)
+            learn_key, *keys = jax.random.split(run.key, options.num_steps + 2)
+            keys, before = iter(keys), run
+
+            def play(obs, memory, first, run=before, keys=keys):
+                return act(run, obs, memory, first, next(keys))
+
+            rollout = hosts.collect(env, play, options.num_steps, to_env)
+            run, _ = learn(run, rollout, learn_key)
+            playing = run.playing._replace(memory=env.memory)
+            run = run._replace(playing=playing, key=next(keys))
+            jaxppo.check_progress(run.train)
             returns = [float(x) for x in envs.return_queue]
             bar.set_postfix_str(f"return {np.mean(returns[-20:] or 0):.1f}")
             bar.update(options.num_envs * options.num_steps)

@@ -8,7 +8,7 @@ from common import folders
 from control import environments, runs
 
 OPTIONS = runs.Options(
-    total_steps=300_000,
+    total_steps=200_000,
     num_envs=32,
     num_steps=200,
     num_epochs=10,
@@ -16,8 +16,11 @@ OPTIONS = runs.Options(
     learning_rate=1e-3,
     gamma=0.95,
     entropy_coef=0.0,
+    continuous="normal",
+    normalise_obs=True,
+    normalise_rewards=True,
 )
 
 if __name__ == "__main__":
     options = folders.parse(OPTIONS, __doc__)
-    runs.train("pendulum", environments.pendulum(), options, goal=-250)
+    runs.train("pendulum", environments.pendulum(), options, goal=-200)

@@ -15,6 +15,7 @@ LEFT = {
     "head": {"table.md", "table.json", "head_memory.png", "head_time.png"},
     "llm_step": {"llm_step.md", "llm_step.json", "llm_step.png", "llm_alone.json"},
     "llm_learning": {"llm_learning.md", "llm_learning.json", "llm_learning.png"},
+    "control_speed": {"control_speed.md", "control_speed.json", "control_speed.png"},
     "losses": {"losses.md", "losses.json"},  # their values are checked in the run
 }
 

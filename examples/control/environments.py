@@ -4,11 +4,11 @@ One call runs one environment; `jax.vmap` runs many, `jax.lax.scan` runs them lo
 
     env = cartpole()
     state, obs = jax.vmap(env.reset)(jax.random.split(key, 8))
-    step = jax.vmap(env.step)(jax.random.split(key, 8), state, actions)
+    after = jax.vmap(env.step)(jax.random.split(key, 8), state, actions)
 
-`step` starts the next episode by itself. It returns two observations: `obs` is the one
-to act on next, `final_obs` the one the step led to. They differ where an episode ended:
-what followed there is worth 0 if it `terminated`, V(final_obs) if it was `truncated`.
+`step` knows nothing of resets: `after.obs` is where the step led, also at the end of an
+episode, and what is left to earn there is 0 if it `terminated`, its value if it was
+`truncated`. Who plays on starts anew where either is true, as `rollouts.play` does.
 """
 
 import math
@@ -23,26 +23,26 @@ class Step(NamedTuple):
     """What one step of one environment returns."""
 
     state: Any  # for the next step
-    obs: jax.Array  # to act on next: a new episode's first, where one ended
+    obs: jax.Array  # where the step led
     reward: jax.Array  # float32
     terminated: jax.Array  # bool: the episode ended, nothing is left to earn
-    truncated: jax.Array  # bool: a time limit cut it short; never with `terminated`
-    final_obs: jax.Array  # where the step led, before any reset
+    truncated: jax.Array  # bool: a time limit cut it short
 
 
 class Environment(NamedTuple):
     """An environment: two pure functions and the shapes a policy needs.
 
-    Either `num_actions` is set, and an action is an integer below it, or `action_size`
-    is, and an action is an `(action_size,)` array in [-1, 1], which `step` clips and
-    scales to the environment's own units.
+    Either `num_actions` is set, and an action is an integer below it (or several, each
+    below its own), or `action_size` is, and an action is an `(action_size,)` array in
+    [-1, 1], which `step` clips and scales to the environment's own units.
     """
 
     reset: Callable[[jax.Array], tuple[Any, jax.Array]]  # key -> (state, obs)
     step: Callable[[jax.Array, Any, jax.Array], Step]  # key, state, action -> Step
     obs_shape: tuple[int, ...]  # of a float32 observation
-    num_actions: int | None = None
+    num_actions: int | tuple[int, ...] | None = None
     action_size: int | None = None
+    legal: Callable[[jax.Array], jax.Array] | None = None  # obs -> which actions may be
 
 
 class State(NamedTuple):
@@ -50,36 +50,6 @@ class State(NamedTuple):
 
     physics: jax.Array  # float32 positions and velocities
     time: jax.Array  # int32 steps since the reset
-
-
-def auto_reset(
-    reset: Callable[[jax.Array], tuple[Any, jax.Array]],
-    step: Callable[[jax.Array, Any, jax.Array], tuple[Any, ...]],
-) -> Callable[[jax.Array, Any, jax.Array], Step]:
-    """A step that starts a new episode where one ended.
-
-    Args:
-        reset: `key -> (state, obs)`.
-        step: `key, state, action -> (state, obs, reward, terminated, truncated)`,
-            which knows nothing of resets.
-
-    Returns:
-        `key, state, action -> Step`. Where both flags are set, `terminated` wins.
-    """
-
-    def auto_reset_step(key: jax.Array, state: Any, action: jax.Array) -> Step:
-        step_key, reset_key = jax.random.split(key)
-        state, final_obs, reward, terminated, truncated = step(step_key, state, action)
-        ended = terminated | truncated
-        state, obs = jax.tree.map(
-            lambda new, old: jnp.where(ended, new, old),
-            reset(reset_key),
-            (state, final_obs),
-        )
-        truncated = truncated & ~terminated
-        return Step(state, obs, reward, terminated, truncated, final_obs)
-
-    return auto_reset_step
 
 
 def cartpole(max_steps: int = 500) -> Environment:
@@ -93,10 +63,10 @@ def cartpole(max_steps: int = 500) -> Environment:
     pole_mass, total_mass, half_length = 0.1, 1.1, 0.5
 
     def reset(key: jax.Array) -> tuple[State, jax.Array]:
-        physics = jax.random.uniform(key, (4,), jnp.float32, -0.05, 0.05)
-        return State(physics, jnp.int32(0)), physics
+        obs = jax.random.uniform(key, (4,), jnp.float32, -0.05, 0.05)
+        return State(obs, jnp.int32(0)), obs
 
-    def step(key: jax.Array, state: State, action: jax.Array) -> tuple[Any, ...]:
+    def step(key: jax.Array, state: State, action: jax.Array) -> Step:
         del key  # nothing is random but the start
         x, x_dot, theta, theta_dot = state.physics
         sin, cos = jnp.sin(theta), jnp.cos(theta)
@@ -109,13 +79,12 @@ def cartpole(max_steps: int = 500) -> Environment:
 
         x, theta = x + dt * x_dot, theta + dt * theta_dot  # Euler: old velocities
         x_dot, theta_dot = x_dot + dt * x_acc, theta_dot + dt * theta_acc
-        physics = jnp.stack([x, x_dot, theta, theta_dot])
+        obs = jnp.stack([x, x_dot, theta, theta_dot])
         terminated = (jnp.abs(x) > 2.4) | (jnp.abs(theta) > math.radians(12))
-        time = state.time + 1
-        reward = jnp.float32(1)
-        return State(physics, time), physics, reward, terminated, time >= max_steps
+        state = State(obs, state.time + 1)
+        return Step(state, obs, jnp.float32(1), terminated, state.time >= max_steps)
 
-    return Environment(reset, auto_reset(reset, step), obs_shape=(4,), num_actions=2)
+    return Environment(reset, step, obs_shape=(4,), num_actions=2)
 
 
 def pendulum(max_steps: int = 200) -> Environment:
@@ -136,8 +105,8 @@ def pendulum(max_steps: int = 200) -> Environment:
         physics = unit * jnp.array([math.pi, 1.0], jnp.float32)
         return State(physics, jnp.int32(0)), observe(physics)
 
-    def step(key: jax.Array, state: State, action: jax.Array) -> tuple[Any, ...]:
-        del key  # nothing is random but the start
+    def step(key: jax.Array, state: State, action: jax.Array) -> Step:
+        del key
         theta, theta_dot = state.physics
         torque = max_torque * jnp.clip(action[0].astype(jnp.float32), -1.0, 1.0)
         angle = (theta + math.pi) % (2 * math.pi) - math.pi
@@ -146,8 +115,103 @@ def pendulum(max_steps: int = 200) -> Environment:
         theta_dot = theta_dot + (1.5 * gravity * jnp.sin(theta) + 3 * torque) * dt
         theta_dot = jnp.clip(theta_dot, -max_speed, max_speed)
         physics = jnp.stack([theta + theta_dot * dt, theta_dot])
-        time = state.time + 1
-        never = jnp.zeros((), bool)
-        return State(physics, time), observe(physics), reward, never, time >= max_steps
+        state, never = State(physics, state.time + 1), jnp.zeros((), bool)
+        return Step(state, observe(physics), reward, never, state.time >= max_steps)
 
-    return Environment(reset, auto_reset(reset, step), obs_shape=(3,), action_size=1)
+    return Environment(reset, step, obs_shape=(3,), action_size=1)
+
+
+def acrobot(max_steps: int = 500) -> Environment:
+    """Gymnasium's Acrobot-v1: swing two links up by a motor at the joint between them.
+
+    Observes cos and sin of both angles and both velocities. Actions are torques of -1,
+    0 and 1 N m. Every step costs 1 until the tip is a link above the first joint, where
+    the episode terminates; truncates after `max_steps`.
+    """
+    gravity, dt, max_speeds = 9.8, 0.2, (4 * math.pi, 9 * math.pi)
+    # Links of 1 kg, 1 m and 1 kg m^2, each with its mass at the middle.
+
+    def rates(torque: jax.Array, now: tuple) -> tuple:
+        theta1, theta2, theta1_dot, theta2_dot = now
+        sin, cos = jnp.sin(theta2), jnp.cos(theta2)
+        d1, d2 = 3.5 + cos, 1.25 + 0.5 * cos
+        phi2 = 0.5 * gravity * jnp.sin(theta1 + theta2)
+        phi1 = (
+            -0.5 * theta2_dot**2 * sin
+            - theta2_dot * theta1_dot * sin
+            + 1.5 * gravity * jnp.sin(theta1)
+            + phi2
+        )
+        theta2_acc = (torque + d2 / d1 * phi1 - 0.5 * theta1_dot**2 * sin - phi2) / (
+            1.25 - d2**2 / d1
+        )
+        theta1_acc = -(d2 * theta2_acc + phi1) / d1
+        return theta1_dot, theta2_dot, theta1_acc, theta2_acc
+
+    def ahead(now: tuple, rate: tuple, time: float) -> tuple:
+        return tuple(x + time * dx for x, dx in zip(now, rate, strict=True))
+
+    def wrapped(angle: jax.Array) -> jax.Array:
+        return (angle + math.pi) % (2 * math.pi) - math.pi
+
+    def observe(physics: jax.Array) -> jax.Array:
+        a, b, *speeds = physics
+        return jnp.stack([jnp.cos(a), jnp.sin(a), jnp.cos(b), jnp.sin(b), *speeds])
+
+    def reset(key: jax.Array) -> tuple[State, jax.Array]:
+        physics = jax.random.uniform(key, (4,), jnp.float32, -0.1, 0.1)
+        return State(physics, jnp.int32(0)), observe(physics)
+
+    def step(key: jax.Array, state: State, action: jax.Array) -> Step:
+        del key
+        now, torque = tuple(state.physics), action.astype(jnp.float32) - 1
+        k1 = rates(torque, now)  # Runge-Kutta of order 4
+        k2 = rates(torque, ahead(now, k1, dt / 2))
+        k3 = rates(torque, ahead(now, k2, dt / 2))
+        k4 = rates(torque, ahead(now, k3, dt))
+        for k, weight in ((k1, 1), (k2, 2), (k3, 2), (k4, 1)):
+            now = ahead(now, k, weight * dt / 6)
+        a, b, *speeds = now
+        speeds = (jnp.clip(x, -m, m) for x, m in zip(speeds, max_speeds, strict=True))
+        physics = jnp.stack([wrapped(a), wrapped(b), *speeds])
+        state, terminated = (
+            State(physics, state.time + 1),
+            -jnp.cos(a) - jnp.cos(a + b) > 1,
+        )
+        reward = jnp.where(terminated, jnp.float32(0), jnp.float32(-1))
+        truncated = state.time >= max_steps
+        return Step(state, observe(physics), reward, terminated, truncated)
+
+    return Environment(reset, step, obs_shape=(6,), num_actions=3)
+
+
+def mountain_car(max_steps: int = 200) -> Environment:
+    """Gymnasium's MountainCar-v0: rock a weak car out of a valley.
+
+    Observes (position, velocity). Actions push left, not, right. Every step costs 1,
+    until the flag at 0.5 terminates the episode; truncates after `max_steps`. Nobody
+    who never reached the flag can tell one action from another by the rewards.
+    """
+    force, gravity, max_speed = 0.001, 0.0025, 0.07
+    left, right, flag = -1.2, 0.6, 0.5
+
+    def reset(key: jax.Array) -> tuple[State, jax.Array]:
+        position = jax.random.uniform(key, (), jnp.float32, -0.6, -0.4)
+        physics = jnp.stack([position, jnp.zeros_like(position)])
+        return State(physics, jnp.int32(0)), physics
+
+    def step(key: jax.Array, state: State, action: jax.Array) -> Step:
+        del key
+        position, velocity = state.physics
+        push = (action.astype(jnp.float32) - 1) * force
+        velocity = velocity + push - gravity * jnp.cos(3 * position)
+        velocity = jnp.clip(velocity, -max_speed, max_speed)
+        position = jnp.clip(position + velocity, left, right)
+        velocity = jnp.where((position == left) & (velocity < 0), 0.0, velocity)
+        physics = jnp.stack([position, velocity])
+        terminated = (position >= flag) & (velocity >= 0)
+        state = State(physics, state.time + 1)
+        truncated = state.time >= max_steps
+        return Step(state, physics, jnp.float32(-1), terminated, truncated)
+
+    return Environment(reset, step, obs_shape=(2,), num_actions=3)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,8 +14,17 @@ from tqdm import tqdm
 
 import jaxppo
 
+from . import pictures
 from .environments import Environment
+from .rollouts import Rollout
 from .training import PPO, Run, trainer
+
+# On a CPU most of a short run is compiling. What runs once need not run fast, and for
+# networks this small LLVM's first level makes programs as fast as its last.
+ON_CPU = jax.default_backend() == "cpu"
+ONCE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+OFTEN = {"xla_backend_optimization_level": 1}
+ONCE, OFTEN = (ONCE, OFTEN) if ON_CPU else ({}, {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +61,7 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
     steps_per_update = options.num_envs * options.num_steps
     num_updates = per_eval * max(1, options.num_updates // per_eval)
     options = dataclasses.replace(options, total_steps=num_updates * steps_per_update)
-    init, advance, evaluate = _compiled(env, options, per_eval)
+    init, advance, evaluate, watch = _compiled(env, options, per_eval)
 
     eval_key, train_key = jax.random.split(jax.random.key(options.seed))
     run = init(jax.random.split(train_key, options.seeds))
@@ -77,7 +85,7 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
     while done < options.total_steps:
         run, metrics = advance(run)
         done += per_eval * steps_per_update
-        returns = evaluate(run.train.params, jax.random.fold_in(eval_key, done))
+        returns = evaluate(run, jax.random.fold_in(eval_key, done))
         jaxppo.check_progress(run.train)
         row = {"step": done, "seconds": round(time.perf_counter() - start, 3)}
         row |= {"eval_return": np.mean(returns, 1).tolist()}
@@ -91,16 +99,21 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
     bar.close()
     checkpoints.close()
 
-    returns = np.asarray(evaluate(run.train.params, jax.random.fold_in(eval_key, 0)))
+    returns = np.asarray(evaluate(run, jax.random.fold_in(eval_key, 0)))
     for seed, mean in enumerate(returns.mean(1)):
         print(f"seed {seed}: mean return {mean:.1f} over 100 fresh episodes")
-    draw(name, rows, goal, out / "curve.png")
+    pictures.curve(name, rows, goal, out / "curve.png")
     print(f"learning curve {out / 'curve.png'}\nmetrics        {out / 'metrics.jsonl'}")
+    if name in pictures.DRAWN:
+        key = jax.random.split(train_key, options.seeds)[0]
+        before, after = (_episode(watch(x, eval_key)) for x in (init(key[None]), run))
+        pictures.episodes(name, before, after, out / "episode.gif")
+        print(f"an episode     {out / 'episode.gif'}: before and after")
     return returns
 
 
 def _compiled(env: Environment, options: Options, updates: int) -> tuple[Callable, ...]:
-    """`init`, `advance` and `evaluate` over all seeds."""
+    """`init`, `advance` and `evaluate` over all seeds, `watch` of the first."""
     one = trainer(env, options)
 
     def advance(run: Run) -> tuple[Run, dict[str, jaxppo.Metric]]:
@@ -110,45 +123,21 @@ def _compiled(env: Environment, options: Options, updates: int) -> tuple[Callabl
         is_metric = lambda x: isinstance(x, jaxppo.Metric)
         return run, jax.tree.map(lambda m: m.reduce(), metrics, is_leaf=is_metric)
 
-    evaluate = jax.vmap(one.evaluate, (0, None))
+    def watch(run: Run, key: jax.Array) -> Rollout:
+        return one.watch(jax.tree.map(lambda x: x[0], run), key)
+
     return (
         # Not vmapped: batches of LAPACK's QR, which makes orthogonal matrices, wait for
         # each other for ever on machines of few cores (jaxlib 0.10's ParallelBatchMap).
-        jax.jit(partial(jax.lax.map, one.init)),
-        jax.jit(advance, donate_argnums=0),
-        jax.jit(evaluate),
+        jax.jit(partial(jax.lax.map, one.init), compiler_options=ONCE),
+        jax.jit(advance, donate_argnums=0, compiler_options=OFTEN),
+        jax.jit(jax.vmap(one.evaluate, (0, None)), compiler_options=OFTEN),
+        jax.jit(watch, compiler_options=ONCE),
     )
 
 
-def draw(name: str, rows: list[dict[str, Any]], goal: float, path: Path) -> None:
-    """The learning curve, and below it what tells a healthy run from a sick one."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    health = ["approx_kl", "clip_fraction", "entropy", "explained_variance"]
-    figure = plt.figure(figsize=(10, 6.5), layout="constrained")
-    axes = figure.subplot_mosaic("AAAA;BCDE", height_ratios=[3, 1])
-    steps = [row["step"] for row in rows]
-    for key, axis in zip(["eval_return", *health], axes.values(), strict=True):
-        values = np.array([row[key] for row in rows])
-        low, middle, high = np.percentile(values, [25, 50, 75], axis=1)
-        axis.plot(steps, middle, color="tab:blue", lw=2 if key == "eval_return" else 1)
-        axis.fill_between(steps, low, high, color="tab:blue", alpha=0.25, lw=0)
-        axis.set_title(key.replace("_", " "), fontsize=9, loc="left")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 3))
-        axis.grid(alpha=0.25)
-    seeds = len(rows[0]["eval_return"])
-    main = axes["A"]
-    main.axhline(goal, color="tab:red", lw=1, ls="--")
-    main.annotate(f"goal {goal:g}", (0, goal), color="tab:red", fontsize=9, va="bottom")
-    main.set_title(
-        f"{name}: mean return of 100 fresh episodes"
-        + (f", median and quartiles of {seeds} seeds" if seeds > 1 else ""),
-        loc="left",
-    )
-    main.set_xlabel("environment steps")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def _episode(rollout: Rollout) -> np.ndarray:
+    """What the first episode looked like, step by step."""
+    ended = np.asarray(rollout.terminated | rollout.truncated)[0]
+    length = int(ended.argmax()) + 1 if ended.any() else len(ended)
+    return np.asarray(rollout.obs)[0, :length]

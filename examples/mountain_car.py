@@ -1,0 +1,28 @@
+"""Learn MountainCar-v0, where no reward tells one action from another at first.
+
+python examples/mountain_car.py --help
+python examples/mountain_car.py --seeds 5 --out runs/five
+
+PPO fails on it (-200) until observations are scaled: position and velocity differ by
+a factor of ten, and a network that starts small takes every state for the same. Scaled,
+a policy that knows nothing pushes one way for longer, and some episode finds the flag.
+"""
+
+from common import folders
+from control import environments, runs
+
+OPTIONS = runs.Options(
+    total_steps=500_000,
+    num_envs=16,
+    num_epochs=10,
+    num_minibatches=8,
+    learning_rate=1e-3,
+    gae_lambda=0.98,
+    entropy_coef=0.0,
+    normalise_obs=True,
+    normalise_rewards=True,
+)
+
+if __name__ == "__main__":
+    options = folders.parse(OPTIONS, __doc__)
+    runs.train("mountain_car", environments.mountain_car(), options, goal=-110)
