@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--checkout", default="", help="of purejaxrl or Stoix")
+    parser.add_argument("--every", type=int, help="evaluate so often (purejaxrl)")
     o = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # one core, one thread
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -91,6 +92,15 @@ def evaluated(act: Callable, episodes: int = 128) -> float:
     It equals gymnasium's and gymnax's, which the tests check.
     """
     import jax
+
+    return float(
+        jax.jit(lambda key: mean_return(act, key, episodes))(jax.random.key(1))
+    )
+
+
+def mean_return(act: Callable, key: Any, episodes: int) -> Any:
+    """The same, to be traced."""
+    import jax
     import jax.numpy as jnp
     from control import environments
 
@@ -105,14 +115,11 @@ def evaluated(act: Callable, episodes: int = 128) -> float:
         going = going & ~(after.terminated | after.truncated)
         return (after.state, after.obs, going, total), None
 
-    def all_of_them(key: Any) -> Any:
-        keys = jax.random.split(key, episodes + 1)
-        state, obs = jax.vmap(env.reset)(keys[1:])
-        start = state, obs, jnp.ones(episodes, bool), jnp.zeros(episodes)
-        steps = jax.random.split(keys[0], 500)
-        return jax.lax.scan(step, start, steps)[0][3].mean()
-
-    return float(jax.jit(all_of_them)(jax.random.key(1)))
+    keys = jax.random.split(key, episodes + 1)
+    state, obs = jax.vmap(env.reset)(keys[1:])
+    start = state, obs, jnp.ones(episodes, bool), jnp.zeros(episodes)
+    steps = jax.random.split(keys[0], 500)
+    return jax.lax.scan(step, start, steps)[0][3].mean()
 
 
 def jaxppo(o: Any) -> dict[str, Any]:
@@ -236,15 +243,131 @@ def purejaxrl(o: Any) -> dict[str, Any]:
         **{"MAX_GRAD_NORM": 0.5, "ACTIVATION": "tanh", "ENV_NAME": "CartPole-v1"},
     }
 
-    def build() -> tuple:
-        def policy(trained: Any) -> Callable:
-            params = trained["runner_state"][0].params
-            net = ppo.ActorCritic(2, activation="tanh")
-            return lambda key, obs: net.apply(params, obs)[0].sample(seed=key)
+    def acting(params: Any) -> Callable:
+        net = ppo.ActorCritic(2, activation="tanh")
+        return lambda key, obs: net.apply(params, obs)[0].sample(seed=key)
 
+    def build() -> tuple:
+        policy = lambda trained: acting(trained["runner_state"][0].params)
         return ppo.make_train(config), policy
 
-    return of_jax(o, "31756b1", build)
+    if not o.every:
+        return of_jax(o, "31756b1", build)
+    return {"system": o.system} | along_the_way(o, ppo.make_train(config), acting)
+
+
+def along_the_way(o: Any, train: Train, acting: Callable) -> dict[str, Any]:
+    """Steps, and returns `(evaluations, seeds)` of purejaxrl's parameters then.
+
+    Its `train` keeps only the last: here the scan over its updates keeps them all.
+    """
+    from unittest import mock
+
+    import jax
+
+    scan = jax.lax.scan
+
+    def keeping(
+        f: Callable, init: Any, xs: Any, length: Any = None, **more: Any
+    ) -> Any:
+        if length != o.updates:
+            return scan(f, init, xs, length, **more)
+        return scan(lambda c, x: (f(c, x)[0], c[0].params), init, xs, length, **more)
+
+    def curve(seed: Any) -> Any:
+        with mock.patch.object(jax.lax, "scan", keeping):
+            trained = train(jax.random.PRNGKey(seed))
+        last = trained["runner_state"][0].params
+        # What is kept of an update is what it began with.
+        every = jax.tree.map(
+            lambda x, y: jax.numpy.r_[x, y[None]], *((trained["metrics"], last))
+        )
+        some = jax.tree.map(lambda x: x[o.every :: o.every], every)
+        key = jax.random.key(1)
+        return jax.lax.map(lambda params: mean_return(acting(params), key, 100), some)
+
+    curve = jax.jit(curve)
+    returns = [curve(seed).tolist() for seed in range(o.seeds)]
+    steps = range(o.every, o.updates + 1, o.every)
+    return {
+        "steps": [i * o.num_envs * STEPS for i in steps],
+        "returns": list(zip(*returns, strict=True)),
+        "final": [of[-1] for of in returns],
+    }
+
+
+def stoix(o: Any) -> dict[str, Any]:
+    """Of a checkout: its `ff_ppo.py`; its critic sees every next observation, too.
+
+    Advantages are normalised over the whole batch; no gymnax truncates for it.
+    """
+    import types
+    from unittest import mock
+
+    import flax
+    import gymnax
+    import jax
+    import stoa
+    from omegaconf import OmegaConf
+
+    sys.path.insert(0, o.checkout)
+    stoix = types.ModuleType("stoix")
+    stoix.__path__ = [str(pathlib.Path(o.checkout) / "stoix")]
+    sys.modules["stoix"] = stoix  # without its __init__, which imports all environments
+    for name in ("flashbax.buffers.trajectory_buffer", *NOT_USED):
+        sys.modules[name] = Anything(name)
+    from stoa.core_wrappers.vmap import VmapWrapper
+    from stoa.core_wrappers.wrapper import AddRNGKey
+    from stoa.env_adapters.gymnax import GymnaxToStoa
+    from stoa.utility_wrappers.extras_transforms import NoExtrasWrapper
+    from stoix.systems.ppo.anakin import ff_ppo
+
+    steps, folder = o.updates * o.num_envs * STEPS, pathlib.Path(stoix.__path__[0])
+    torso = {"layer_sizes": [64, 64], "activation": "tanh"}
+    read = lambda name: OmegaConf.to_container(OmegaConf.load(folder / "configs" / name))
+    network: Any = read("network/mlp.yaml")
+    for name in ("actor_network", "critic_network"):
+        network[name]["pre_torso"] |= torso
+    system: Any = read("system/ppo/ff_ppo.yaml")
+    system |= {"actor_lr": 2.5e-4, "critic_lr": 2.5e-4, "num_minibatches": MINIBATCHES}
+    arch = {"num_envs": o.num_envs, "total_num_envs": o.num_envs}
+    arch |= {"num_updates": o.updates, "num_updates_per_eval": o.updates}
+    arch |= {"update_batch_size": 1}
+    config = OmegaConf.create(
+        {
+            **{"network": network, "system": system, "arch": arch, "num_devices": 1},
+            "logger": {"checkpointing": {"load_model": False}},
+        }
+    )
+    env = NoExtrasWrapper(GymnaxToStoa(*gymnax.make("CartPole-v1")))
+    env = stoa.RecordEpisodeMetrics(AddRNGKey(env))
+    env: Any = VmapWrapper(stoa.AutoResetWrapper(env, next_obs_in_extras=True))
+    for name in ("observation_space", "action_space"):  # which jit cannot trace
+        setattr(env, name, lambda space=getattr(env, name)(): space)
+    actors = []
+
+    def train(key: Any) -> Any:
+        one_device = mock.patch.multiple(
+            jax, pmap=lambda f, axis_name: jax.vmap(f, axis_name=axis_name)
+        )
+        stacked = lambda tree, devices: jax.tree.map(lambda x: x[None], tree)
+        with one_device, mock.patch.object(flax.jax_utils, "replicate", stacked):
+            keys = jax.random.split(key, 3)
+            learn, actor, state = ff_ppo.learner_setup(env, keys, config)
+        actors.append(actor)
+        return learn(state).learner_state.params.actor_params
+
+    def policy(params: Any) -> Callable:
+        params = jax.tree.map(lambda x: x[0, 0], params)
+        return lambda key, obs: actors[0].apply(params, obs).sample(seed=key)
+
+    return of_jax(o, "8fff19c", lambda: (train, policy))
+
+
+NOT_USED = (
+    *("stoix.utils.logger", "stoix.utils.make_env", "stoix.utils.checkpointing"),
+    *("stoix.evaluator", "flashbax", "flashbax.buffers"),
+)
 
 
 class Anything(types.ModuleType):
@@ -439,7 +562,10 @@ def products(o: Any) -> dict[str, Any]:
     }
 
 
-SYSTEMS = {f.__name__: f for f in (jaxppo, rejax, purejaxrl, brax, sbx, sb3, products)}
+SYSTEMS = {
+    f.__name__: f
+    for f in (jaxppo, rejax, purejaxrl, stoix, brax, sbx, sb3, products)
+}
 
 if __name__ == "__main__":
     main()

@@ -1,8 +1,8 @@
-"""Environment steps trained per CPU second, on one core: ours beside five others.
+"""Environment steps trained per CPU second, on one core: ours beside six others.
 
     python benchmarks/control_speed.py --quick   # a minute: 64 environments, and rejax
     python benchmarks/control_speed.py --python path/to/python ...  # whoever has them
-    python benchmarks/control_speed.py --purejaxrl path/to/a/checkout
+    python benchmarks/control_speed.py --purejaxrl a/checkout --stoix a/checkout
 
 Whole training loops on CartPole-v1, of equal work (`control_peers.py` says where not),
 each a process of its own, pinned to one core. rejax, brax, sbx and SB3 come from PyPI,
@@ -29,6 +29,10 @@ import matplotlib.pyplot as plt
 
 PEERS = pathlib.Path(__file__).with_name("control_peers.py")
 MODULES = {"rejax": "rejax", "brax": "brax", "sbx": "sbx", "sb3": "stable_baselines3"}
+CHECKOUTS = {
+    "purejaxrl": ("gymnax", "distrax"),
+    "stoix": ("gymnax", "distrax", "stoa", "rlax", "hydra", "colorama"),
+}
 UPDATES = {4: 200, 64: 32, 512: 16, 4096: 4}
 """Of a run, by the number of environments: each takes a second or two of ours."""
 
@@ -45,6 +49,8 @@ class Options:
     """More interpreters, of environments that have the others."""
     purejaxrl: pathlib.Path | None = None
     """A checkout of luchris429/purejaxrl; it needs gymnax and distrax."""
+    stoix: pathlib.Path | None = None
+    """A checkout of EdanToledo/Stoix; it needs those (gymnax<1), stoa-env and more."""
     quick: bool = False
     """Only 64 environments, and rejax."""
     out: pathlib.Path = pathlib.Path("runs/control_speed")
@@ -99,12 +105,14 @@ def pythons(o: Options) -> tuple[dict[str, pathlib.Path], dict[str, str]]:
             found[system] = python
         else:
             missing[system] = f"no --python imports {module}"
-    if o.purejaxrl and not o.quick:
-        can = (p for p in (here, *o.python) if imports(p, "distrax", "gymnax"))
+    for system, modules in CHECKOUTS.items():
+        if o.quick or not getattr(o, system):
+            continue
+        can = (p for p in (here, *o.python) if imports(p, *modules))
         if python := next(can, None):
-            found["purejaxrl"] = python
+            found[system] = python
         else:
-            missing["purejaxrl"] = "no --python imports distrax and gymnax"
+            missing[system] = f"no --python imports all of {', '.join(modules)}"
     return found, missing
 
 
@@ -119,8 +127,8 @@ def one(system: str, python: pathlib.Path, num_envs: int, o: Options) -> dict[st
     command = [str(python), str(PEERS), system, "--num-envs", str(num_envs)]
     updates = UPDATES.get(num_envs, max(2, 2**18 // (128 * num_envs)))
     command += ["--updates", str(updates), "--seeds", str(o.seeds)]
-    if system == "purejaxrl":
-        command += ["--checkout", str(o.purejaxrl)]
+    if system in CHECKOUTS:
+        command += ["--checkout", str(getattr(o, system))]
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     run = subprocess.run(command, env=env, capture_output=True, text=True)
     if run.returncode:

@@ -42,8 +42,8 @@ OPTIONS = Options(
 )
 
 
-def train(options: Options) -> list[float]:
-    """Returns of the last hundred episodes played, in order."""
+def train(options: Options) -> list[tuple[int, float]]:
+    """Steps, and the mean return of the last 20 episodes up to there."""
     envs = gymnasium.make_vec(options.env_name, options.num_envs, "sync")
     envs = gymnasium.wrappers.vector.RecordEpisodeStatistics(envs)
     env = hosts.GymnasiumVector(envs, seed=options.seed)
@@ -52,9 +52,9 @@ def train(options: Options) -> list[float]:
     act, learn = jax.jit(one.act), jax.jit(one.learn, donate_argnums=0)
 
     run = jax.jit(one.init, static_argnums=1)(jax.random.key(options.seed), True)
-    env.memory, returns = run.playing.memory, []
+    env.memory, curve = run.playing.memory, []
     with tqdm(total=options.total_steps, unit=" steps", unit_scale=True) as bar:
-        for _ in range(options.num_updates):
+        for update in range(1, options.num_updates + 1):
             learn_key, *keys = jax.random.split(run.key, options.num_steps + 2)
             keys, before = iter(keys), run
 
@@ -66,11 +66,13 @@ def train(options: Options) -> list[float]:
             playing = run.playing._replace(memory=env.memory)
             run = run._replace(playing=playing, key=next(keys))
             jaxppo.check_progress(run.train)
-            returns = [float(x) for x in envs.return_queue]
-            bar.set_postfix_str(f"return {np.mean(returns[-20:] or 0):.1f}")
-            bar.update(options.num_envs * options.num_steps)
-    print(f"mean return of the last 20 episodes: {np.mean(returns[-20:]):.1f}")
-    return returns
+            steps = update * options.num_envs * options.num_steps
+            last = list(envs.return_queue)[-20:]
+            curve.append((steps, float(np.mean(last or np.nan))))
+            bar.set_postfix_str(f"return {curve[-1][1]:.1f}")
+            bar.update(steps - bar.n)
+    print(f"mean return of the last 20 episodes: {curve[-1][1]:.1f}")
+    return curve
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ OPTIONS = Options(
     num_envs=64,
     num_minibatches=8,
     learning_rate=5e-3,
+    entropy_coef=0.1,  # with 0.01 all of five seeds stay below 12
     num_evals=12,
 )
 

@@ -15,6 +15,10 @@ LEFT = {
     "head": {"table.md", "table.json", "head_memory.png", "head_time.png"},
     "llm_step": {"llm_step.md", "llm_step.json", "llm_step.png", "llm_alone.json"},
     "llm_learning": {"llm_learning.md", "llm_learning.json", "llm_learning.png"},
+    "control_learning": {
+        *("control_learning.md", "control_learning.json"),
+        *("control_learning.png", "control_ablation.png"),
+    },
     "control_speed": {"control_speed.md", "control_speed.json", "control_speed.png"},
     "losses": {"losses.md", "losses.json"},  # their values are checked in the run
 }
@@ -57,6 +61,44 @@ def test_the_table_of_the_step():
         assert in_memory.format(f"{memory:.2f}") in page
         sampling.append(theirs[0]["sampling, s"] / ours["sampling, s"])
     assert "Sampling is {:.1f} and {:.1f} times as fast".format(*sampling) in page
+
+
+LEARNED = {  # at least, and in no more steps than
+    **{"CartPole-v1": (490, 5e5), "Acrobot-v1": (-86, 5e5)},
+    **{"MountainCar-v0": (-110, 5e5), "Pendulum-v1": (-200, 5e5)},
+    **{"Breakout-MinAtar": (14.5, 1e6), "Hopper-v5": (2000, 5e5)},
+    "HalfCheetah-v5": (1400, 5e5),
+}
+
+
+def test_the_tables_of_control():
+    """What was learned, and how fast, is what the pages say of it."""
+    read = lambda name: json.loads((BENCHMARKS / f"results/{name}.json").read_text())
+    docs = BENCHMARKS.parent / "docs"
+    page, readme = (
+        (docs / "control.md").read_text(),
+        (BENCHMARKS.parent / "README.md").read_text("utf-8"),
+    )
+    for name in ("control_learning", "control_speed"):
+        tables = (BENCHMARKS / f"results/{name}.md").read_text("utf-8").splitlines()
+        lines = [line for line in tables if line.startswith("|")]
+        assert len(lines) > 8 and all(line in page for line in lines)
+
+    learned = read("control_learning")
+    assert learned["tasks"].keys() == LEARNED.keys()
+    for name, (least, steps) in LEARNED.items():
+        task = learned["tasks"][name]
+        assert len(task["final"]) == 5 and np.mean(task["final"]) >= least, name
+        assert task["steps"][-1] <= steps
+
+    def to_475(name):
+        task = learned["ablation"][name]
+        solved = np.array(task["returns"]) >= 475
+        assert solved.any(0).all()
+        return np.median(np.array(task["steps"])[solved.argmax(0)])
+
+    ours, theirs = to_475("ours"), to_475("purejaxrl itself")
+    assert ours <= theirs / 3 and f"{theirs / ours:.0f} times as many" in readme
 
 
 @pytest.mark.parametrize("name", LEFT)

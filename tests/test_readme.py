@@ -1,5 +1,6 @@
 """The README is true: its code runs, its table is complete, its commands exist."""
 
+import dataclasses
 import importlib.util
 import inspect
 import json
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from control import losses, training
 
 import jaxppo
 
@@ -96,6 +98,23 @@ def test_the_page_of_the_head_runs():
     with jax.numpy_rank_promotion("allow"):  # as a reader has it
         for block in code:
             exec(compile(block, "docs/head.md", "exec"), names)
+
+
+def test_the_page_of_control_is_true():
+    page = (ROOT / "docs/control.md").read_text("utf-8")
+    names = {}
+    with jax.numpy_rank_promotion("allow"):  # as a reader has it
+        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+            exec(compile(block, "docs/control.md", "exec"), names)
+    assert names["returns"].shape == (100,)
+    shown = {key for key in names["metrics"] if key not in ("kl", "learning_rate")}
+    assert all(f"`{name}`" in page for name in shown)
+    details = page.split("## The details")[1].split("\n## ")[0]
+    options = {x.name for x in dataclasses.fields(training.PPO)}
+    cells = [line.split(" | ")[1] for line in details.splitlines() if "| " in line[1:]]
+    named = {name for cell in cells for name in re.findall(r"`(\w+)[=`]", cell)}
+    others = {"num_actions", "legal", "3", *losses.SYSTEMS}
+    assert len(named & options) > 15 and named <= options | others
 
 
 def test_table_is_complete():
