@@ -385,10 +385,12 @@ def draw_ablation(found: dict[str, Any], path: pathlib.Path) -> None:
         "ours without": ("ours", "ours without: ", "tab:red", 0.17),
     }
     end = found["ours"]["steps"][-1]
+    slowest = 0.0
     for label, (base, prefix, color, shift) in groups.items():
         names = [base, *(prefix + name for name in shown)]
         for y, name in enumerate(names):
             seeds = np.minimum(first_solved(found[name]), end)
+            slowest = max(slowest, *seeds)
             right.plot(
                 seeds, [y + shift] * len(seeds), "o", color=color, ms=3, alpha=0.5
             )
