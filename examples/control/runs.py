@@ -24,7 +24,7 @@ from .training import PPO, Run, Seen, trainer
 
 # On a CPU most of a short run is compiling. What runs once need not run fast, and for
 # networks this small LLVM's first level makes programs as fast as its last.
-ONCE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+ONCE = {"xla_backend_optimization_level": 0}
 OFTEN = {"xla_backend_optimization_level": 1}
 
 SPREAD = Run(
