@@ -139,7 +139,7 @@ def jaxppo(o: Any) -> dict[str, Any]:
 
     def build() -> tuple:
         one = training.trainer(environments.cartpole(), options)
-        init = jax.jit(one.init, compiler_options=runs.ONCE)
+        init = jax.jit(one.init, compiler_options=runs.on_cpu(runs.ONCE))
         init = init.lower(jax.random.key(0)).compile()
 
         def advance(run: Any) -> Any:
@@ -147,7 +147,11 @@ def jaxppo(o: Any) -> dict[str, Any]:
             return jax.lax.scan(update, run, length=o.updates)[0]
 
         start = jax.eval_shape(one.init, jax.random.key(0))
-        advance = jax.jit(advance, compiler_options=runs.OFTEN).lower(start).compile()
+        advance = (
+            jax.jit(advance, compiler_options=runs.on_cpu(runs.OFTEN))
+            .lower(start)
+            .compile()
+        )
         return init, advance, one
 
     compile, (init, advance, one) = timed(build)

@@ -4,7 +4,6 @@ python examples/acrobot.py --help
 python examples/acrobot.py --seeds 5 --out runs/five
 """
 
-from common import folders
 from control import environments, runs
 
 OPTIONS = runs.Options(
@@ -15,5 +14,5 @@ OPTIONS = runs.Options(
 )
 
 if __name__ == "__main__":
-    options = folders.parse(OPTIONS, __doc__)
+    options = runs.parse(OPTIONS, __doc__)
     runs.train("acrobot", environments.acrobot(), options, goal=-85)

@@ -4,7 +4,6 @@ python examples/cartpole.py --help
 python examples/cartpole.py --seeds 5 --out runs/five
 """
 
-from common import folders
 from control import environments, runs
 
 OPTIONS = runs.Options(
@@ -20,5 +19,5 @@ OPTIONS = runs.Options(
 )
 
 if __name__ == "__main__":
-    options = folders.parse(OPTIONS, __doc__)
+    options = runs.parse(OPTIONS, __doc__)
     runs.train("cartpole", environments.cartpole(), options, goal=475)

@@ -8,7 +8,6 @@ Needs gymnax: pip install "jaxppo[examples,gymnax]"
 
 import dataclasses
 
-from common import folders
 from control import adapters, runs
 
 
@@ -32,6 +31,6 @@ OPTIONS = Options(
 )
 
 if __name__ == "__main__":
-    options = folders.parse(OPTIONS, __doc__)
+    options = runs.parse(OPTIONS, __doc__)
     env = adapters.from_gymnax(options.env_name)
     runs.train(options.env_name.lower(), env, options, goal=options.goal)

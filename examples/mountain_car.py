@@ -8,7 +8,6 @@ a factor of ten, and a network that starts small takes every state for the same.
 a policy that knows nothing pushes one way for longer, and some episode finds the flag.
 """
 
-from common import folders
 from control import environments, runs
 
 OPTIONS = runs.Options(
@@ -24,5 +23,5 @@ OPTIONS = runs.Options(
 )
 
 if __name__ == "__main__":
-    options = folders.parse(OPTIONS, __doc__)
+    options = runs.parse(OPTIONS, __doc__)
     runs.train("mountain_car", environments.mountain_car(), options, goal=-110)

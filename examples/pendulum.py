@@ -4,7 +4,6 @@ python examples/pendulum.py --help
 python examples/pendulum.py --seeds 5 --out runs/five
 """
 
-from common import folders
 from control import environments, runs
 
 OPTIONS = runs.Options(
@@ -22,5 +21,5 @@ OPTIONS = runs.Options(
 )
 
 if __name__ == "__main__":
-    options = folders.parse(OPTIONS, __doc__)
+    options = runs.parse(OPTIONS, __doc__)
     runs.train("pendulum", environments.pendulum(), options, goal=-200)

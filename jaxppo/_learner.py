@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from . import _checks, _mesh
@@ -253,7 +252,8 @@ def check_progress(state: TrainState, *, max_skipped: int = 10) -> None:
       >>> jaxppo.check_progress(learner.init(jnp.array(1.0)))
     """
     _checks.count("check_progress", "max_skipped", max_skipped)
-    skipped = np.max(np.asarray(state.skipped), initial=0)
+    # On its devices: a process may hold some of the seeds only.
+    skipped = int(jnp.max(state.skipped, initial=0))
     if skipped >= max_skipped:
         raise FloatingPointError(
             f"check_progress: the last {skipped} optimiser steps were skipped because "

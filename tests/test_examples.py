@@ -23,7 +23,10 @@ def final_returns(text: str) -> list[float]:
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
 def test_help(environment, name):
     out = run(environment, name, "--help")
-    expected = {"gallery": ("--old-prob", "under the old policy")}
+    expected = {
+        "gallery": ("--old-prob", "under the old policy"),
+        "sweep": ("--learning-rates", "'s step sizes"),
+    }
     for words in expected.get(name, ("--learning-rate", "'s step size")):
         assert words in out
 
@@ -42,6 +45,19 @@ def test_gallery_is_drawn(environment, tmp_path):
     assert rows > 1000 and columns > 1500
     dark = np.mean(image[..., :3], -1) < 0.9  # every row of panels has its curves
     assert np.all([np.any(band) for band in np.array_split(dark, 12)])
+
+
+def test_a_sweep_finds_what_learns(environment, tmp_path):
+    """Of two learning rates, one of them far too small to learn anything by."""
+    rates = ["--learning-rates", "1e-6", "1e-2", "--gae-lambdas", "0.95"]
+    small = ["--clip-ranges", "0.2", "--seeds", "8", "--total-steps", "8192"]
+    out = run(environment, "sweep", *rates, *small, "--out", tmp_path / "run")
+    assert "sweep: 100%" in out and "the best  learning rate 0.01" in out
+    history = rows(tmp_path / "run")
+    assert [len(row["returns"]) for row in history] == [8, 8]
+    slow, fast = (np.median(row["returns"]) for row in history)
+    assert slow < 40 and fast > 100
+    assert plt.imread(tmp_path / "run" / "sweep.png").shape[1] > 1000
 
 
 def test_cartpole_is_learned_from_a_cold_start(environment, tmp_path):

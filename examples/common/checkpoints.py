@@ -115,7 +115,7 @@ def _wanted(like: Any) -> dict[str, jax.ShapeDtypeStruct]:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def one(shape: jax.ShapeDtypeStruct, x: Any) -> jax.ShapeDtypeStruct:
-        place = here if _is_key(x) else getattr(x, "sharding", None) or here
+        place = getattr(x, "sharding", None) or here
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
 
     pairs = zip(shapes.items(), jax.tree.leaves(like), strict=True)

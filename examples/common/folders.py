@@ -74,9 +74,12 @@ def config(options: Any) -> dict[str, Any]:
 
 
 def folder(name: str, options: Options) -> Path:
-    """The folder of the run, with its options in it."""
-    if options.resume is not None:
-        return options.resume
+    """The folder of the run: the one to resume, or a new one."""
+    return new(name, options) if options.resume is None else options.resume
+
+
+def new(name: str, options: Any) -> Path:
+    """A new folder, `options.out` or named by the time, with the options in it."""
     out = options.out or Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
     if (out / "config.json").exists():
         raise SystemExit(

@@ -3,28 +3,44 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from common import folders
+from common import devices, folders
 from common.checkpoints import Checkpoints
 from tqdm import tqdm
 
 import jaxppo
 
-from . import pictures
+from . import pictures, sharding
 from .environments import Environment
 from .rollouts import Rollout
-from .training import PPO, Run, trainer
+from .sharding import EVERYWHERE, OF_ENVS, OF_SEEDS
+from .training import PPO, Run, Seen, trainer
 
 # On a CPU most of a short run is compiling. What runs once need not run fast, and for
 # networks this small LLVM's first level makes programs as fast as its last.
-ON_CPU = jax.default_backend() == "cpu"
-ONCE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+ONCE = {"xla_backend_optimization_level": 0}
 OFTEN = {"xla_backend_optimization_level": 1}
-ONCE, OFTEN = (ONCE, OFTEN) if ON_CPU else ({}, {})
+
+SPREAD = Run(
+    train=OF_SEEDS,
+    playing=OF_ENVS,
+    critic_memory=OF_ENVS,
+    under_way=OF_ENVS,
+    seen=Seen(obs=OF_SEEDS, discounted=OF_SEEDS, so_far=OF_ENVS),
+    key=OF_SEEDS,
+)
+"""Where the arrays of several seeds' run lie on a mesh."""
+
+
+def on_cpu(flags: dict[str, Any]) -> dict[str, Any]:
+    """The compiler's flags, if it compiles for a CPU."""
+    return flags if jax.default_backend() == "cpu" else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +57,24 @@ class Options(PPO):
     """Folder for everything written; made from the time if not given."""
     resume: Path | None = None
     """Folder of a run to continue, exactly, from its last checkpoint."""
+    mesh: str = ""
+    """Devices, such as seeds=2,envs=4; one if not given."""
+    coordinator: str | None = None
+    """Address of process 0, such as 10.0.0.1:1234, if there are several."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """Which of them this is."""
+
+
+Chosen = TypeVar("Chosen", bound=Options)
+
+
+def parse(default: Chosen, doc: str) -> Chosen:
+    """The command line's options; joins the other processes, if there are any."""
+    options = folders.parse(default, doc)
+    devices.join(options.coordinator, options.processes, options.process)
+    return options
 
 
 def train(name: str, env: Environment, options: Options, goal: float) -> np.ndarray:
@@ -55,8 +89,18 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
     Returns:
         Returns of 100 fresh episodes of each seed after training, (seeds, 100).
     """
-    out = folders.folder(name, options)
-    print(f"writing to {out}/")
+    mesh = devices.mesh(options.mesh, sharding.AXES)
+    with jax.set_mesh(mesh) if mesh is not None else nullcontext():
+        sharding.check(options.seeds, options.num_envs)
+        return _train(name, env, options, goal)
+
+
+def _train(name: str, env: Environment, options: Options, goal: float) -> np.ndarray:
+    main, out = jax.process_index() == 0, Path()  # the others compute, and are silent
+    if main:
+        out = folders.folder(name, options)
+        print(f"writing to {out}/")
+    out = devices.agreed(out)
     per_eval = max(1, options.num_updates // options.num_evals)
     steps_per_update = options.num_envs * options.num_steps
     num_updates = per_eval * max(1, options.num_updates // per_eval)
@@ -71,7 +115,7 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
         restored = checkpoints.restore(run)
         if restored:
             done, run = restored
-    rows = folders.rewind(out, "step", done)
+    rows = folders.rewind(out, "step", done) if main else []
 
     bar = tqdm(
         total=options.seeds * options.total_steps,
@@ -79,6 +123,7 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
         desc=name,
         unit=" steps",
         unit_scale=True,
+        disable=not main,
     )
     bar.set_postfix_str("compiling")
     start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0)
@@ -90,9 +135,10 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
         row = {"step": done, "seconds": round(time.perf_counter() - start, 3)}
         row |= {"eval_return": np.mean(returns, 1).tolist()}
         row |= {k: v.tolist() for k, v in jaxppo.finalize(metrics).items()}
-        rows.append(row)
-        # Metrics first: a checkpoint never stands without the rows before it.
-        folders.append(out, row)
+        if main:
+            # Metrics first: a checkpoint never stands without the rows before it.
+            rows.append(row)
+            folders.append(out, row)
         checkpoints.save(done, run)
         bar.set_postfix_str(f"return {np.median(row['eval_return']):.1f}")
         bar.update(options.seeds * per_eval * steps_per_update)
@@ -100,14 +146,18 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
     checkpoints.close()
 
     returns = np.asarray(evaluate(run, jax.random.fold_in(eval_key, 0)))
+    shown = []
+    if name in pictures.DRAWN:
+        before = init(jax.random.split(train_key, options.seeds))
+        shown = [_episode(watch(x, eval_key)) for x in (before, run)]
+    if not main:
+        return returns
     for seed, mean in enumerate(returns.mean(1)):
         print(f"seed {seed}: mean return {mean:.1f} over 100 fresh episodes")
     pictures.curve(name, rows, goal, out / "curve.png")
     print(f"learning curve {out / 'curve.png'}\nmetrics        {out / 'metrics.jsonl'}")
-    if name in pictures.DRAWN:
-        key = jax.random.split(train_key, options.seeds)[0]
-        before, after = (_episode(watch(x, eval_key)) for x in (init(key[None]), run))
-        pictures.episodes(name, before, after, out / "episode.gif")
+    if shown:
+        pictures.episodes(name, shown[0], shown[1], out / "episode.gif")
         print(f"an episode     {out / 'episode.gif'}: before and after")
     return returns
 
@@ -115,10 +165,15 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
 def _compiled(env: Environment, options: Options, updates: int) -> tuple[Callable, ...]:
     """`init`, `advance` and `evaluate` over all seeds, `watch` of the first."""
     one = trainer(env, options)
+    update = jax.vmap(one.update, spmd_axis_name="seeds")
+    on_mesh = not jax.sharding.get_abstract_mesh().empty
+    spread, everywhere = (SPREAD, EVERYWHERE) if on_mesh else (None, None)
+    once = partial(jax.jit, compiler_options=on_cpu(ONCE))
+    often = partial(jax.jit, compiler_options=on_cpu(OFTEN))
 
     def advance(run: Run) -> tuple[Run, dict[str, jaxppo.Metric]]:
         run, metrics = jax.lax.scan(
-            lambda run, _: jax.vmap(one.update)(run), run, None, length=updates
+            lambda run, _: update(run), run, None, length=updates
         )
         is_metric = lambda x: isinstance(x, jaxppo.Metric)
         return run, jax.tree.map(lambda m: m.reduce(), metrics, is_leaf=is_metric)
@@ -129,10 +184,14 @@ def _compiled(env: Environment, options: Options, updates: int) -> tuple[Callabl
     return (
         # Not vmapped: batches of LAPACK's QR, which makes orthogonal matrices, wait for
         # each other for ever on machines of few cores (jaxlib 0.10's ParallelBatchMap).
-        jax.jit(partial(jax.lax.map, one.init), compiler_options=ONCE),
-        jax.jit(advance, donate_argnums=0, compiler_options=OFTEN),
-        jax.jit(jax.vmap(one.evaluate, (0, None)), compiler_options=OFTEN),
-        jax.jit(watch, compiler_options=ONCE),
+        once(partial(jax.lax.map, one.init), out_shardings=spread),
+        often(
+            advance,
+            donate_argnums=0,
+            out_shardings=(spread, everywhere) if on_mesh else None,
+        ),
+        often(jax.vmap(one.evaluate, (0, None)), out_shardings=everywhere),
+        once(watch, out_shardings=everywhere),
     )
 
 

@@ -24,7 +24,7 @@ from jax.flatten_util import ravel_pytree
 import jaxppo
 from jaxppo import recipes
 
-from . import losses, normalization, policies, rollouts
+from . import losses, normalization, policies, rollouts, sharding
 from .environments import Environment
 from .networks import Memory, Network
 from .normalization import Statistics
@@ -327,7 +327,10 @@ def _learner(
         coefs |= {"value_coef": o.value_coef, "value_clip": o.value_clip}
         return loss_of(now, rows, losses.Coefs(**coefs, kl_coef=kl_coef))
 
-    def normalised(rows):
+    def prepared(rows):
+        rows = sharding.of_rows(rows)
+        if not ours or o.normalise != "minibatch":
+            return rows
         advantages = jaxppo.whiten(rows["advantages"], rows.get("mask"), ddof=o.ddof)
         return rows | {"advantages": advantages}
 
@@ -354,7 +357,7 @@ def _learner(
         num_epochs=o.num_epochs,
         num_minibatches=o.num_minibatches,
         num_microbatches=size // o.microbatch if cut else 1,
-        prepare=normalised if ours and o.normalise == "minibatch" else None,
+        prepare=prepared,
         schedules=schedules,
         adaptive=adaptive,
         minibatch_target_kl=o.minibatch_target_kl,

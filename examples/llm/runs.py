@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import folders
+from common import devices, folders
 from common.checkpoints import Checkpoints
 from flax import nnx
 from jax.experimental import multihost_utils
@@ -91,10 +91,8 @@ def train(options: Options) -> dict[str, float]:
         The mean reward of held-out problems, `before` and `after`.
     """
     o = options
-    if o.coordinator:
-        jax.distributed.initialize(o.coordinator, o.processes, o.process)
-    on_mesh = bool(o.mesh) or jax.process_count() > 1
-    mesh = sharding.mesh(o.mesh, o.axes == "explicit") if on_mesh else None
+    devices.join(o.coordinator, o.processes, o.process)
+    mesh = devices.mesh(o.mesh, sharding.AXES, o.axes == "explicit")
     with jax.set_mesh(mesh) if mesh is not None else nullcontext():
         return _Run(o, mesh).train()
 
@@ -306,11 +304,7 @@ class _Run:
         if self.main:
             out = folders.folder(self.options.algorithm, self.options)
             print(f"writing to {out}/", flush=True)
-        if jax.process_count() == 1:
-            return out
-        name = np.frombuffer(str(out.absolute()).encode().ljust(4096), np.uint8)
-        name = np.asarray(multihost_utils.broadcast_one_to_all(name))
-        return Path(name.tobytes().decode().rstrip())
+        return devices.agreed(out)
 
     def _leave(self, out: Path, rows: list[dict[str, float]]) -> None:
         """The policy, for transformers and for `--model`, and the picture."""
@@ -387,10 +381,6 @@ def _refuse(o: Options, length: int, config: Config) -> None:
     for name in ("top_k", "eval_prompts", *counts):
         if (value := getattr(o, name)) is not None and value < 1:
             raise ValueError(f"{name} {value}; expected at least 1.")
-    if o.coordinator is None and (o.processes, o.process) != (None, None):
-        raise ValueError(
-            "--processes and --process, but no --coordinator for them to meet at."
-        )
 
 
 def _refuse_parts(o: Options, mesh: Any) -> None:

@@ -18,28 +18,6 @@ ROWS = P(("data", "fsdp"))
 COLUMNS = ("q", "k", "v", "gate", "up")  # kernels (layer, in, out): out over `tensor`
 
 
-def mesh(text: str, explicit: bool = False) -> Mesh:
-    """A mesh from text such as "data=2,tensor=4"; an axis left out has size 1.
-
-    Args:
-        text: axes and their sizes, whose product is the number of devices.
-        explicit: shardings are part of the arrays' types.
-    """
-    sizes = dict.fromkeys(AXES, 1)
-    for part in filter(None, text.split(",")):
-        name, _, size = part.partition("=")
-        if name not in AXES or not size.isdecimal() or int(size) < 1:
-            raise ValueError(f"mesh {text!r}: expected something like data=2,tensor=4.")
-        sizes[name] = int(size)
-    needed = int(np.prod(list(sizes.values())))
-    if needed != jax.device_count():
-        raise ValueError(
-            f"mesh {text!r} has {needed} devices, and there are {jax.device_count()}."
-        )
-    kind = AxisType.Explicit if explicit else AxisType.Auto
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(kind,) * 3)
-
-
 def of_parameter(path: tuple, x: Any) -> P:
     """The spec of a parameter, or of what an optimiser keeps for it, by its path."""
     names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
