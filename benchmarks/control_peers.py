@@ -326,9 +326,9 @@ def stoix(o: Any) -> dict[str, Any]:
     from stoa.utility_wrappers.extras_transforms import NoExtrasWrapper
     from stoix.systems.ppo.anakin import ff_ppo
 
-    steps, folder = o.updates * o.num_envs * STEPS, pathlib.Path(stoix.__path__[0])
+    configs = pathlib.Path(stoix.__path__[0]) / "configs"
     torso = {"layer_sizes": [64, 64], "activation": "tanh"}
-    read = lambda name: OmegaConf.to_container(OmegaConf.load(folder / "configs" / name))
+    read = lambda name: OmegaConf.to_container(OmegaConf.load(configs / name))
     network: Any = read("network/mlp.yaml")
     for name in ("actor_network", "critic_network"):
         network[name]["pre_torso"] |= torso
@@ -347,7 +347,8 @@ def stoix(o: Any) -> dict[str, Any]:
     env = stoa.RecordEpisodeMetrics(AddRNGKey(env))
     env: Any = VmapWrapper(stoa.AutoResetWrapper(env, next_obs_in_extras=True))
     for name in ("observation_space", "action_space"):  # which jit cannot trace
-        setattr(env, name, lambda space=getattr(env, name)(): space)
+        space = getattr(env, name)()
+        setattr(env, name, lambda space=space: space)
     actors = []
 
     def train(key: Any) -> Any:
@@ -567,8 +568,7 @@ def products(o: Any) -> dict[str, Any]:
 
 
 SYSTEMS = {
-    f.__name__: f
-    for f in (jaxppo, rejax, purejaxrl, stoix, brax, sbx, sb3, products)
+    f.__name__: f for f in (jaxppo, rejax, purejaxrl, stoix, brax, sbx, sb3, products)
 }
 
 if __name__ == "__main__":
