@@ -169,6 +169,7 @@ def once(name: str, o: Options, run: Callable[[], dict[str, Any]]) -> dict[str, 
         start = time.process_time()
         found = run()
         found["cpu_seconds"] = round(time.process_time() - start, 1)
+        found["returns"] = np.round(found["returns"], 1).tolist()
         path.write_text(json.dumps(found) + "\n")
     return json.loads(path.read_text())
 

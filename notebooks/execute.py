@@ -1,6 +1,6 @@
 """Execute the notebooks and keep what they show; without arguments all of them.
 
-python notebooks/execute.py 02_cartpole_and_a_sweep.ipynb
+python notebooks/execute.py notebooks/02_cartpole_and_a_sweep.ipynb
 """
 
 import sys
