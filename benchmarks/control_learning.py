@@ -32,6 +32,7 @@ import gymnasium_vector
 import minatar
 import mountain_car
 import pendulum
+from common import folders
 from control import adapters, environments, runs
 from control.training import PPO
 
@@ -162,16 +163,20 @@ def main(o: Options) -> None:
 # Runs
 
 
-def once(name: str, o: Options, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a run came to, made only if it is not there."""
+def once(
+    name: str, o: Options, options: Any, run: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What a run of these options came to, made only if it is not there."""
     path = o.out / "runs" / f"{name}.json"
-    if not path.exists():
+    wanted = {"seeds": o.seeds} | (folders.config(options) if options else {})
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if found.get("options") != wanted:
         start = time.process_time()
-        found = run()
+        found = run() | {"options": wanted}
         found["cpu_seconds"] = round(time.process_time() - start, 1)
         found["returns"] = np.round(found["returns"], 1).tolist()
         path.write_text(json.dumps(found) + "\n")
-    return json.loads(path.read_text())
+    return found
 
 
 def learn(name: str, o: Options) -> dict[str, Any]:
@@ -180,8 +185,9 @@ def learn(name: str, o: Options) -> dict[str, Any]:
     steps = 8192 if o.quick else task.steps
     options = dataclasses.replace(task.options, total_steps=steps)
     if task.environment is None:
-        return once(name, o, lambda: on_the_host(name, options, o))
-    return once(name, o, lambda: trained(name, task.environment(), options, o))
+        return once(name, o, options, lambda: on_the_host(name, options, o))
+    train = lambda: trained(name, task.environment(), options, o)
+    return once(name, o, options, train)
 
 
 def trained(name: str, env: Any, options: Any, o: Options) -> dict[str, Any]:
@@ -227,9 +233,9 @@ def ablate(o: Options) -> dict[str, dict[str, Any]]:
         of = lambda options=options, i=i: trained(
             f"cartpole-{i}", environments.cartpole(), options, o
         )
-        found[name] = once(f"ablation {i} {len(DETAILS)}", o, of)
+        found[name] = once(f"ablation-{i}", o, options, of)
     if o.purejaxrl:
-        found["purejaxrl itself"] = once("purejaxrl", o, lambda: itself(o))
+        found["purejaxrl itself"] = once("purejaxrl", o, None, lambda: itself(o))
     return found
 
 
@@ -267,7 +273,8 @@ def summary(learned: dict[str, Any], o: Options) -> str:
 NOTES = """\
 Returns are of 100 fresh episodes of each seed under the sampled policy; on the host
 (MuJoCo's) of the last 20 that were played. Others' numbers are their own reports, and
-purejaxrl's were measured by its program, on gymnax 1.0.1."""
+purejaxrl's were measured by its program, on gymnax 1.0.1. CPU seconds are of all of it:
+compiling, training, evaluating on the way, a checkpoint each time."""
 
 
 def spread(values: list[float]) -> str:

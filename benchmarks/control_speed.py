@@ -91,7 +91,9 @@ NOTES = """\
 "of the limit": the time that the products of matrices alone take on this core, at the
 sizes of a minibatch's parts, over the whole time of a step. "return": of 128 fresh
 episodes after training, each seed's; few updates, so far from learned with many
-environments. Compiling is CPU time, too, with tracing."""
+environments. Compiling is CPU time, too, with tracing; sbx's and SB3's is the first
+update. Ours asks LLVM for its first level of optimisation, which costs no speed here;
+the others compile as they come."""
 
 
 def pythons(o: Options) -> tuple[dict[str, pathlib.Path], dict[str, str]]:
@@ -180,8 +182,9 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
         **{"nrows": 1, "ncols": 2, "figsize": (11, 4), "layout": "constrained"},
         width_ratios=[len(sizes), 1],
     )
-    colors = dict(zip(systems, plt.get_cmap("tab10").colors, strict=False))
-    colors |= {"jaxppo": "tab:red"}
+    others = ("orange", "blue", "olive", "cyan", "purple", "green", "brown")
+    names = ("red", *others)  # jaxppo comes first
+    colors = {x: f"tab:{name}" for x, name in zip(systems, names, strict=False)}
     width = 0.8 / len(systems)
     for i, system in enumerate(systems):
         rates = [rate(rows, system, size) / 1e3 for size in sizes]

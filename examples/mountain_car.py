@@ -3,9 +3,9 @@
 python examples/mountain_car.py --help
 python examples/mountain_car.py --seeds 5 --out runs/five
 
-PPO fails on it (-200) until observations are scaled: position and velocity differ by
-a factor of ten, and a network that starts small takes every state for the same. Scaled,
-a policy that knows nothing pushes one way for longer, and some episode finds the flag.
+PPO fails on it (-200: no episode finds the flag) unless observations or rewards are
+scaled. Either will do: with both five seeds end at -102, with `--no-normalise-rewards`
+at -104, with `--no-normalise-obs` at -117, with neither at -200.
 """
 
 from control import environments, runs

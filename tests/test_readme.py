@@ -177,7 +177,9 @@ def test_commands_and_files_exist():
     for command in re.findall(r"python3 run.py ([\w-]+)", README):
         example = ROOT / "examples" / f"{command}.py"
         assert command in ("test", "test-live") or example.exists()
-    for example in re.findall(r"`(pendulum|acrobot|gymnasium_vector)`", README):
+    for example in re.findall(
+        r"`(pendulum|acrobot|mountain_car|minatar|gymnasium_vector|sweep)`", README
+    ):
         assert (ROOT / "examples" / f"{example}.py").exists()
     for path in re.findall(r"\]\(([^)h][^)]*)\)", README):
         assert (ROOT / path).exists(), path

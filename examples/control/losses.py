@@ -48,7 +48,7 @@ class System(NamedTuple):
     settings: dict[str, Any]
     # The advantages of a whole batch, where the loss does not normalise them itself.
     advantages: Callable[..., jax.Array] = lambda advantages, mask: advantages
-    kl_control: Callable[[float], jaxppo.Controller] | None = None
+    kl_control: Callable[..., jaxppo.Controller] | None = None
 
 
 VALUE_LOSSES: dict[str, Callable[..., jax.Array]] = {
@@ -70,6 +70,8 @@ VALUE_LOSSES: dict[str, Callable[..., jax.Array]] = {
     ),
 }
 """By name: of value, old value, return, mask, and `value_clip`."""
+VALUE_CLIPS = {"clamped": 10.0, "huber": 1.0}
+"""What `value_clip` is if not given; 0.2 for the others."""
 
 
 def ours(value_loss: ValueLoss) -> Callable[[Now, Rows, Coefs], Loss]:
@@ -101,6 +103,12 @@ def ours(value_loss: ValueLoss) -> Callable[[Now, Rows, Coefs], Loss]:
     return loss
 
 
+def diagnostics(now: Now, rows: Rows, coefs: Coefs) -> dict[str, jaxppo.Metric]:
+    """Ours, under our names, beside what a system's own loss reports."""
+    _, metrics = ours("squared")(now, rows, coefs)
+    return {k: x for k, x in metrics.items() if not k.endswith("loss")}
+
+
 def _whole(
     recipe: Callable[..., Loss], *old: str
 ) -> Callable[[Now, Rows, Coefs], Loss]:
@@ -126,12 +134,15 @@ def _whole(
 
 
 def _torchrl(now: Now, rows: Rows, coefs: Coefs) -> Loss:
+    advantages, mask = rows["advantages"], rows.get("mask")
     return recipes.torchrl.clip_ppo(
         now.log_probs,
         now.values,
         now.entropy,
         rows["log_probs"],
-        recipes.torchrl.standardized(rows["advantages"]),
+        recipes.torchrl.standardized(advantages)
+        if mask is None
+        else jaxppo.whiten(advantages, mask),
         rows["values"],
         rows["returns"],
         rows.get("mask"),
@@ -180,29 +191,29 @@ def _rllib(now: Now, rows: Rows, coefs: Coefs) -> Loss:
     )
 
 
-_JOINT = {"joint_clip": True, "adam_eps": 1e-5, "clip_eps": 0.2, "value_coef": 0.5}
+_USUAL = {"joint_clip": True, "adam_eps": 1e-5, "clip_eps": 0.2, "value_coef": 0.5}
 SYSTEMS: dict[str, System] = {
     "purejaxrl": System(
         _whole(recipes.purejaxrl.ppo, "values"),
-        _JOINT | {"truncation": "terminal", "anneal": ("learning_rate",)},
+        _USUAL | {"truncation": "terminal", "anneal": ("learning_rate",)},
     ),
     "cleanrl": System(
         _whole(recipes.cleanrl.ppo, "values"),
-        _JOINT | {"truncation": "terminal", "anneal": ("learning_rate",)},
+        _USUAL | {"truncation": "terminal", "anneal": ("learning_rate",)},
     ),
     "sb3": System(
-        _whole(recipes.sb3.ppo), _JOINT | {"anneal": (), "entropy_coef": 0.0}
+        _whole(recipes.sb3.ppo), _USUAL | {"anneal": (), "entropy_coef": 0.0}
     ),
     "sbx": System(
         _whole(recipes.sbx.ppo),
-        _JOINT | {"joint_clip": False, "anneal": (), "entropy_coef": 0.0},
+        _USUAL | {"joint_clip": False, "anneal": (), "entropy_coef": 0.0},
     ),
     "torchrl": System(
-        _torchrl, _JOINT | {"anneal": (), "value_coef": 1.0, "entropy_coef": 0.01}
+        _torchrl, _USUAL | {"anneal": (), "value_coef": 1.0, "entropy_coef": 0.01}
     ),
     "stoix": System(
         _stoix,
-        _JOINT | {"joint_clip": False, "anneal": ("learning_rate",)},
+        _USUAL | {"joint_clip": False, "anneal": ("learning_rate",)},
         recipes.stoix.standardised,
     ),
     "rllib": System(
@@ -213,12 +224,23 @@ SYSTEMS: dict[str, System] = {
             **{"kl_target": 0.01},
         },
         recipes.rllib.normalised,
-        lambda target: recipes.rllib.kl_coef_control(target=target),
+        recipes.rllib.kl_coef_control,
     ),
 }
 
 
-def as_in(system: SystemName, options: Options) -> Options:
-    """Options of PPO, with what the system does differently."""
-    settings = SYSTEMS[system].settings | {"system": system}
-    return dataclasses.replace(options, **settings)  # pyrefly: ignore
+def as_in(
+    system: SystemName, options: Options, default: Options | None = None
+) -> Options:
+    """Options of PPO, with what the system does differently.
+
+    Args:
+        system: whose.
+        options: of PPO.
+        default: what differs from these was chosen, and stays.
+    """
+    settings = SYSTEMS[system].settings
+    if default is not None:
+        chosen = lambda name: getattr(options, name) != getattr(default, name)
+        settings = {k: x for k, x in settings.items() if not chosen(k)}
+    return dataclasses.replace(options, **settings, system=system)  # pyrefly: ignore

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -109,3 +110,10 @@ class Network(nnx.Module):
             return outputs
         free = jnp.broadcast_to(self.free[...], (*outputs.shape[:-1], self.free.size))
         return jnp.concatenate([outputs, free], -1)
+
+
+class Networks(NamedTuple):
+    """They share nothing, so that neither's gradient disturbs the other."""
+
+    actor: Network
+    critic: Network

@@ -1,8 +1,9 @@
 """Running mean and variance, to scale observations and rewards by.
 
-They stay as they are from the first step of a rollout to the last minibatch of its
-update, so that the policy that learns sees what the one that acted saw: the ratio of
-the first minibatch is 1. What a rollout showed is counted after that.
+Those of observations stay as they are from the first step of a rollout to the last
+minibatch of its update, so that the policy that learns sees what the one that acted
+saw: the ratio of the first minibatch is 1. What a rollout showed is counted after that.
+Rewards are scaled once, when an update begins, with their own rollout counted.
 """
 
 from typing import NamedTuple

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import jaxppo
 
-from . import pictures, sharding
+from . import losses, pictures, sharding
 from .environments import Environment
 from .rollouts import Rollout
 from .sharding import EVERYWHERE, OF_ENVS, OF_SEEDS
@@ -73,6 +73,8 @@ Chosen = TypeVar("Chosen", bound=Options)
 def parse(default: Chosen, doc: str) -> Chosen:
     """The command line's options; joins the other processes, if there are any."""
     options = folders.parse(default, doc)
+    if options.system != default.system:
+        options = losses.as_in(options.system, options, default)
     devices.join(options.coordinator, options.processes, options.process)
     return options
 
@@ -132,9 +134,14 @@ def _train(name: str, env: Environment, options: Options, goal: float) -> np.nda
         done += per_eval * steps_per_update
         returns = evaluate(run, jax.random.fold_in(eval_key, done))
         jaxppo.check_progress(run.train)
-        row = {"step": done, "seconds": round(time.perf_counter() - start, 3)}
+        row: dict[str, Any] = {"step": done}
+        row |= {"seconds": round(time.perf_counter() - start, 3)}
         row |= {"eval_return": np.mean(returns, 1).tolist()}
         row |= {k: v.tolist() for k, v in jaxppo.finalize(metrics).items()}
+        for name in ("episode_return", "episode_length"):
+            ended = np.asarray(metrics[name].count) > 0  # none did: there is no mean
+            pairs = zip(row[name], ended, strict=True)
+            row[name] = [x if some else None for x, some in pairs]
         if main:
             # Metrics first: a checkpoint never stands without the rows before it.
             rows.append(row)
@@ -181,6 +188,9 @@ def _compiled(env: Environment, options: Options, updates: int) -> tuple[Callabl
     def watch(run: Run, key: jax.Array) -> Rollout:
         return one.watch(jax.tree.map(lambda x: x[0], run), key)
 
+    def evaluate(run: Run, key: jax.Array) -> jax.Array:
+        return jax.vmap(one.evaluate)(run, jax.random.split(key, options.seeds))
+
     return (
         # Not vmapped: batches of LAPACK's QR, which makes orthogonal matrices, wait for
         # each other for ever on machines of few cores (jaxlib 0.10's ParallelBatchMap).
@@ -190,7 +200,7 @@ def _compiled(env: Environment, options: Options, updates: int) -> tuple[Callabl
             donate_argnums=0,
             out_shardings=(spread, everywhere) if on_mesh else None,
         ),
-        often(jax.vmap(one.evaluate, (0, None)), out_shardings=everywhere),
+        often(evaluate, out_shardings=everywhere),
         once(watch, out_shardings=everywhere),
     )
 
