@@ -1,12 +1,13 @@
 """The examples' PPO for control: every detail does what it says, by other means."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from control import environments, losses, normalization, policies, rollouts
+from control import environments, losses, normalization, policies, rollouts, runs
 from control.environments import Environment, Step
 from control.training import PPO, Seen, _counted, trainer
 from control.updates import advantages, optimizer, refuse, with_noise
@@ -361,6 +362,48 @@ def test_a_system_trains(name):
     run, metrics = advance(run)
     assert float(metrics["skipped"].value.sum()) == 0
     assert np.mean(jax.jit(one.evaluate)(run, jax.random.key(1))) > 90  # random: 22
+
+
+def test_torchrl_leaves_out_what_the_mask_does():
+    now, rows, coefs = minibatch()
+    coefs = losses.Coefs(**coefs, kl_coef=None)
+    mask = jnp.arange(64) % 3 > 0
+    totals = [
+        losses.SYSTEMS["torchrl"]
+        .loss(*(now, rows | {"mask": mask, "advantages": advantages}, coefs))[0]
+        .value
+        for advantages in (
+            rows["advantages"],
+            jnp.where(mask, rows["advantages"], 1e4),
+        )
+    ]
+    assert totals[0] == totals[1]
+
+
+@pytest.mark.parametrize(
+    ("value_loss", "value_clip"), [("clamped", 10.0), ("huber", 1.0), ("clipped", 0.2)]
+)
+def test_a_value_clip_is_of_its_loss(value_loss, value_clip):
+    env = environments.cartpole(9)
+    for clip, same in ((value_clip, True), (value_clip / 9, False)):
+        changes = dict(value_loss=value_loss, learning_rate=1e-2)
+        usual, given = (
+            trained(env, options(**changes, value_clip=x))[2]["value_loss"]
+            for x in (None, clip)
+        )
+        assert (usual == given) == same
+
+
+def test_no_mean_of_no_episodes(tmp_path):
+    """An update in which none ended has no mean return, rather than one of 0."""
+    o = runs.Options(
+        **dict(total_steps=16 * 4, num_envs=4, num_steps=4, num_evals=4),
+        **dict(num_epochs=1, num_minibatches=1, out=tmp_path / "run"),
+    )
+    runs.train("short", environments.cartpole(9), o, 9)
+    rows = map(json.loads, (o.out / "metrics.jsonl").read_text().splitlines())
+    returns = [row["episode_return"] for row in rows]
+    assert returns == [[None], [None], [9.0], [None]]
 
 
 def test_bounded_is_sb3s_with_a_value_clip():
