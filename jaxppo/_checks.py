@@ -77,10 +77,11 @@ def per_step(
 
 
 def number(fn: str, name: str, value: Any, interval: str, dtype: Any) -> jax.Array:
-    """A hyper-parameter as a scalar of `dtype`, checked if it is Python's or NumPy's.
+    """A hyper-parameter as a scalar of `dtype`, checked wherever its value is known.
 
-    What is traced passes unseen, to be swept or scheduled. `interval` is written as in
-    mathematics: "(0, 1)", "[0, inf)". NaN is in none.
+    What is traced passes unseen, to be swept or scheduled; for any other array of JAX's
+    the program waits. `interval` is written as in mathematics: "(0, 1)", "[0, inf)".
+    NaN is in none.
     """
     if not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
         raise TypeError(
@@ -92,11 +93,12 @@ def number(fn: str, name: str, value: Any, interval: str, dtype: Any) -> jax.Arr
             f"{fn}: `{name}` has shape {np.shape(value)}; expected a number. To try "
             "several, `jax.vmap` over it."
         )
-    if isinstance(value, jax.Array):
+    if isinstance(value, jax.core.Tracer):
         return value.astype(dtype)
     low, high = map(float, interval[1:-1].split(","))
-    above = low <= value if interval[0] == "[" else low < value
-    below = value <= high if interval[-1] == "]" else value < high
+    known = np.asarray(value)
+    above = low <= known if interval[0] == "[" else low < known
+    below = known <= high if interval[-1] == "]" else known < high
     if not np.all(above & below):
         raise ValueError(f"{fn}: `{name}` = {value}; expected a number in {interval}.")
     return jnp.asarray(value, dtype)

@@ -41,7 +41,7 @@ def truncated_weights(
       Array([0.5, 2. ], dtype=float32)
     """
     (x,) = _checks.arrays("truncated_weights", log_ratio=log_ratio)
-    least = 0 if isinstance(floor, jax.Array) else floor
+    least = 0 if isinstance(floor, jax.core.Tracer) else floor
     floor = _checks.number("truncated_weights", "floor", floor, "[0, inf)", x.dtype)
     cap = _checks.number(
         "truncated_weights",
@@ -79,7 +79,7 @@ def band_weights(
       Array([0. , 0.5, 0. ], dtype=float32)
     """
     (x,) = _checks.arrays("band_weights", log_ratio=log_ratio)
-    least = 0 if isinstance(low, jax.Array) else low
+    least = 0 if isinstance(low, jax.core.Tracer) else low
     low = _checks.number("band_weights", "low", low, "[0, inf)", x.dtype)
     high = _checks.number("band_weights", "high", high, f"[{least}, inf]", x.dtype)
     ratio = jax.lax.stop_gradient(jnp.exp(x))

@@ -13,7 +13,7 @@ import optax
 
 from . import _checks, _mesh
 from ._accumulate import AxisName, accumulate_grads, is_metric, loss_value, reduce
-from ._guard import guarded_step
+from ._guard import check_state, guarded_step
 from ._shuffle import shuffled
 from ._types import (
     Controller,
@@ -142,9 +142,10 @@ def learner(
         stop = jnp.zeros((), bool)
         if minibatch_target_kl is not None:
             stop = kl > minibatch_target_kl
-        state, finite = guarded_step(tx, state, grads, loss_value(loss), ~stop)
+        norm = _norm(grads)
+        state, finite = guarded_step(tx, state, grads, norm, loss_value(loss), ~stop)
         terms = {} if isinstance(loss, Mean) else loss
-        return state, (metrics | terms, _own(loss, grads, finite), stop, kl)
+        return state, (metrics | terms, _own(loss, norm, finite), stop, kl)
 
     def minibatch(batch: Any, state_stopped: Any, index: jax.Array | None):
         state, stopped = state_stopped
@@ -177,6 +178,7 @@ def learner(
             "num_microbatches": num_microbatches,
         }
         rows = _checks.rows(name, batch, **parts)
+        check_state(tx, state)
         if num_minibatches > 1 and key is None:
             raise ValueError(
                 f"{name}: `key` is None, but num_minibatches = {num_minibatches} "
@@ -302,14 +304,14 @@ def _check_arguments(
 
 
 def _own(
-    loss: Mean | dict[str, Mean], grads: Any, finite: jax.Array
+    loss: Mean | dict[str, Mean], grad_norm: jax.Array, finite: jax.Array
 ) -> dict[str, Metric]:
     """The learner's own metrics of one step."""
     value = loss_value(loss)
     one = jnp.ones((), value.dtype)
     return {
         "loss": Mean(value, one),
-        "grad_norm": Mean(_norm(grads).astype(value.dtype), one),
+        "grad_norm": Mean(grad_norm.astype(value.dtype), one),
         "skipped": Mean((~finite).astype(value.dtype), one),
     }
 

@@ -215,7 +215,8 @@ def segment_log_ratio(
         )
     # Tokens of one run have as many masked ones before them; a comparison of all with
     # all would be quadratic in time, so add up by that number.
-    run = jnp.cumsum(~keep, -1, dtype=jnp.int32).reshape(-1, ratio.shape[-1])
+    *batch, time = ratio.shape
+    run = jnp.cumsum(~keep, -1, dtype=jnp.int32).reshape(math.prod(batch), time)
     flat, valid = ratio.reshape(run.shape), keep.reshape(run.shape)
 
     def means(ratio: Array, valid: Array, run: Array) -> Array:

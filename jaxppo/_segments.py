@@ -1,5 +1,6 @@
 """Sums and maxima over groups: samples of one prompt, consecutive or by their ids."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,7 @@ def _by_size(fn: str, group_size: int, name: str, x: Array) -> tuple[Over, Over]
 
 def _by_ids(ids: Array) -> tuple[Over, Over]:
     shape = ids.shape
-    ids = ids.reshape(-1, shape[-1])
+    ids = ids.reshape(math.prod(shape[:-1]), shape[-1])
     # Where an id would stand among the sorted: a number below n, one per group.
     labels = jax.vmap(lambda row: jnp.searchsorted(jnp.sort(row), row))(ids)
 

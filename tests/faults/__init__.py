@@ -1,0 +1,1 @@
+"""The fault table as tests: `rows.py` has the table, `docs/reliability.md` shows it."""
