@@ -1,0 +1,90 @@
+"""Writes docs/reliability.md from tests/faults/: the table, and the tests by name.
+
+python docs/reliability.py
+"""
+
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "docs/reliability.md"
+FAULTS = ROOT / "tests/faults"
+sys.path.insert(0, str(ROOT / "tests"))
+
+from faults.rows import GROUPS, ROWS, Row  # noqa: E402
+
+HEAD = """\
+<!-- Written by docs/reliability.py from tests/faults/table.txt: change that. -->
+# What was thrown at it
+
+{rows} faults that make losses infinite, NaN or quietly wrong, what happens here, and
+what peers were seen to do with the same. {proven} are proven whole by tests, {partly}
+in part, {open} not at all: the last column says what is missing.
+`python3 run.py test tests/faults` runs the tests that carry a row's name.
+
+The peers' column was observed by running their own functions on a CPU, or is an issue
+of theirs: verl 0.9.1, TRL 1.16.0, OpenRLHF 0.11.2, TorchRL 0.14.1, Liger 0.8.5, AReaL
+1.0.4, NeMo-RL at 7ea279abf, Tunix 0.1.7, rlax 0.1.9, optax 0.2.8, flax 0.12.8, orbax
+0.12.8, torch 2.13, JAX 0.10.2. None of them passes all rows of the first table.
+
+N01 to N09 and N17 are run on the value and the gradient of everything that takes a
+log-ratio, eager, under `jit`, as `vmap` of `grad` and `grad` of `vmap`, in float16,
+bfloat16, float32 and float64; the policy terms through each of the five log-ratios, too
+(`tests/faults/hostile.py`).
+
+Three lines are drawn on purpose. What is masked has no influence at all. A valid
+log-ratio of any size is finite. A valid NaN is never hidden: it is in the loss, and the
+learner skips that step and counts it.
+"""
+
+
+def named(row: Row) -> list[str]:
+    """The tests of a row: those that carry its name, and those it names."""
+    found = []
+    for path in sorted(FAULTS.glob("test_*.py")):
+        names = re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)
+        found += [f"faults/{path.name}::{n}" for n in names if f"_{row.id}_" in n]
+    return [*found, *row.tests]
+
+
+def cell(text: str) -> str:
+    """Text that may stand in a table."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def links(row: Row) -> str:
+    """The tests, each a link to its file."""
+    out = []
+    for test in named(row):
+        file, name = test.split("::")
+        out.append(f"[{name.removeprefix('test_')}](../tests/{file})")
+    return "<br>".join([*out, *([f"*open: {row.open}*"] if row.open else [])])
+
+
+def page() -> str:
+    """The page."""
+    whole = sum(not row.open for row in ROWS)
+    none = sum(bool(row.open) and not named(row) for row in ROWS)
+    counts = dict(rows=len(ROWS), proven=whole, open=none)
+    counts |= dict(partly=len(ROWS) - whole - none)
+    out = [HEAD.format(**counts)]
+    for group, title in GROUPS.items():
+        out += [
+            f"## {title}\n",
+            "| | fed | jaxppo | peers | tests |",
+            "|---|---|---|---|---|",
+        ]
+        for row in (row for row in ROWS if row.id[0] == group):
+            cells = [
+                row.id,
+                *map(cell, (row.fed, row.ours or "-", row.peers)),
+                links(row),
+            ]
+            out.append(f"| {' | '.join(cells)} |")
+        out.append("")
+    return "\n".join(out)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
