@@ -25,7 +25,7 @@ def linear(params, batch):
 
 
 @each_dtype
-@pytest.mark.parametrize("size", [1e25, 1e30, -1e30, 6e4])
+@pytest.mark.parametrize("size", [1e25, 1e30, -1e30, 1e4])
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_T03_a_finite_gradient_whose_square_is_not(name, size, dtype):
     """Adam's second moment would be infinite, and its weight never move again."""
