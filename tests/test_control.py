@@ -293,6 +293,22 @@ def test_a_memory_is_forgotten_where_an_episode_starts():
     assert (np.abs(outputs[1] - fresh[1]) > 1e-6).any() and after.shape == memory.shape
 
 
+def test_the_critics_memory_goes_on_from_one_update_to_the_next():
+    o = options(num_envs=1, num_minibatches=1, memory=8, learning_rate=0.0)
+    one = trainer(environments.cartpole(), o)
+    run = one.init(jax.random.key(0))
+    whole, key = one.watch(run, jax.random.key(1), 32), jax.random.key(2)
+    halves = (jax.tree.map(lambda x, i=i: x[:, i : i + 16], whole) for i in (0, 16))
+    learn = jax.jit(one.learn)
+    at_once, by_halves = learn(run, whole, key)[0], run
+    for half in halves:
+        by_halves, _ = learn(by_halves, half, key)
+    np.testing.assert_allclose(
+        by_halves.critic_memory, at_once.critic_memory, rtol=1e-4, atol=1e-6
+    )
+    assert np.abs(at_once.critic_memory).max() > 0.01
+
+
 def minibatch():
     """What networks say of a minibatch, and its rows: ratios in and out of bounds."""
     rng = np.random.default_rng(5)
