@@ -86,7 +86,7 @@ def test_acrobot_is_learned(environment, tmp_path):
 
 
 def test_mountain_car_is_solved(environment, tmp_path):
-    """Where PPO without scaled observations stays at -200."""
+    """Where PPO with nothing scaled stays at -200."""
     out = run(environment, "mountain_car", "--out", tmp_path / "run")
     assert final_returns(out)[0] >= -120  # five seeds here: -102 to -112
     with Image.open(tmp_path / "run" / "episode.gif") as gif:

@@ -138,10 +138,10 @@ def _train(name: str, env: Environment, options: Options, goal: float) -> np.nda
         row |= {"seconds": round(time.perf_counter() - start, 3)}
         row |= {"eval_return": np.mean(returns, 1).tolist()}
         row |= {k: v.tolist() for k, v in jaxppo.finalize(metrics).items()}
-        for name in ("episode_return", "episode_length"):
-            ended = np.asarray(metrics[name].count) > 0  # none did: there is no mean
-            pairs = zip(row[name], ended, strict=True)
-            row[name] = [x if some else None for x, some in pairs]
+        for kind in ("episode_return", "episode_length"):
+            ended = np.asarray(metrics[kind].count) > 0  # none did: there is no mean
+            pairs = zip(row[kind], ended, strict=True)
+            row[kind] = [x if some else None for x, some in pairs]
         if main:
             # Metrics first: a checkpoint never stands without the rows before it.
             rows.append(row)
