@@ -100,7 +100,8 @@ def test_the_first_ratio_is_one(case):
     env, changes = NOW_AND_THEN[case]
     once = dict(num_epochs=1, num_minibatches=1, microbatch=8 * 32)
     _, _, metrics = trained(env, options(**changes, **once, learning_rate=1e-2), 3)
-    assert metrics["ratio_max"] == metrics["ratio_min"] == 1
+    # JAX 0.12 adds up in another order for another number of rows: last bits differ.
+    assert abs(metrics["ratio_max"] - 1) < 1e-5 and abs(metrics["ratio_min"] - 1) < 1e-5
     assert metrics["clip_fraction"] == 0 and metrics["skipped"] == 0
 
 
