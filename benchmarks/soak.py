@@ -111,7 +111,7 @@ def updating(updates: int) -> dict[str, Any]:
 def saving(checkpoints: int) -> dict[str, Any]:
     """Checkpoints of a small state, the last three of which are kept."""
     folder = pathlib.Path(tempfile.mkdtemp())
-    kept = Checkpoints(folder)
+    kept = Checkpoints(folder, {})
     state = {"params": jnp.arange(100.0), "key": jax.random.key(0)}
     most = 0
 

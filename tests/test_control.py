@@ -162,7 +162,7 @@ def a_rollout(**fields) -> rollouts.Rollout:
     usual = dict.fromkeys(rollouts.Rollout._fields, jnp.zeros(shape))
     usual |= dict.fromkeys(("terminated", "truncated", "first"), jnp.zeros(shape, bool))
     given = {name: jnp.asarray(x) for name, x in fields.items()}
-    return rollouts.Rollout(**{**usual, "mask": None, **given})
+    return rollouts.Rollout(**{**usual, "mask": jnp.ones(shape, bool), **given})
 
 
 @pytest.mark.parametrize("truncation", ["bootstrap", "terminal", "mask"])
@@ -185,10 +185,8 @@ def test_what_a_time_limit_leaves(truncation):
             later = delta + 0.9 * 0.7 * (goes_on and not cut) * later
             wanted[i, t] = later
     np.testing.assert_allclose(out.advantages, wanted, rtol=1e-4, atol=1e-5)
-    if truncation == "mask":
-        np.testing.assert_array_equal(mask, ~truncated)
-    else:
-        assert mask is None
+    kept = ~truncated if truncation == "mask" else np.ones_like(truncated)
+    np.testing.assert_array_equal(mask, kept)
 
 
 def test_returns_and_lengths_of_episodes():

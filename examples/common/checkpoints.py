@@ -3,9 +3,12 @@
 Orbax writes each one to a temporary folder and renames it when it is whole; arrays that
 are spread over devices and processes, each process its own part. What it does not do is
 notice damage to a finished one, so a checksum goes with it; a checkpoint that does not
-match is passed over for the one before it.
+match is passed over for the one before it. The run's options go with it, too: a file of
+options that was changed, or damaged, does not make another run of this one.
 """
 
+import hashlib
+import json
 import warnings
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +25,15 @@ Tree = TypeVar("Tree")
 class Checkpoints:
     """The checkpoints of one run, in one folder; the last few are kept."""
 
-    def __init__(self, folder: Path, keep: int = 3):
-        """Open the folder, or make it."""
+    def __init__(self, folder: Path, options: dict[str, Any], keep: int = 3):
+        """Open the folder, or make it.
+
+        Args:
+            folder: for the checkpoints alone.
+            options: what determines the run, as JSON has it.
+            keep: how many of them to keep.
+        """
+        self._folder, self._options = folder, options
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -32,20 +42,34 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any) -> None:
-        """Write a pytree of arrays; when this returns, it is on disk."""
+        """Write a pytree of arrays; when this returns, it is on disk.
+
+        Raises:
+            OSError: it could not be written; those before it are as they were.
+        """
         for later in self._manager.all_steps():  # damaged ones that were passed over
             if later >= step:
                 self._manager.delete(later)
         leaves = _leaves(state)
-        meta = {"checksum": _checksum(leaves), "tree": _layout(state)}
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(meta)
+        meta = json.dumps(
+            {
+                "checksum": _checksum(leaves),
+                "tree": _layout(state),
+                "options": self._options,
+            }
         )
-        # Orbax cuts up each device's part by itself, which JAX 0.8 refuses on a mesh.
-        with jax.set_mesh(Mesh(np.empty((), object), ())):
-            saved = self._manager.save(step, args=args)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(leaves),
+            meta=ocp.args.JsonSave({"of": meta, "sha256": _sha256(meta)}),
+        )
+        try:
+            # Orbax cuts up each device's part by itself: JAX 0.8 refuses it on a mesh.
+            with jax.set_mesh(Mesh(np.empty((), object), ())):
+                saved = self._manager.save(step, args=args)
+        except Exception as error:  # its writer has errors of its own for a full disk
+            raise OSError(self._unwritten(step)) from error
         if not saved:
-            raise RuntimeError(f"checkpoint {step} was not written.")
+            raise OSError(self._unwritten(step))
 
     def restore(self, like: Tree) -> tuple[int, Tree] | None:
         """The newest sound checkpoint and its step; None if there are none at all.
@@ -55,18 +79,18 @@ class Checkpoints:
                 they may be spread in another way than those that were saved.
 
         Raises:
-            ValueError: a checkpoint is sound but of another layout, or none is sound.
+            ValueError: a checkpoint is sound but of other options or arrays, or none
+                is sound.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                meta = self._manager.restore(
-                    step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-                )["meta"]
+                meta = self._meta(step)
+                self._same_options(step, meta["options"])
                 if meta["tree"] != _layout(like):
-                    raise _OtherLayout(
-                        f"checkpoint {step} is of a run with other options or of "
-                        "another version: its arrays differ in name, shape or dtype."
+                    raise _OtherRun(
+                        f"checkpoint {step} is of a run of another version: its "
+                        "arrays differ in name, shape or dtype."
                     )
                 wanted = ocp.args.StandardRestore(_wanted(like))
                 leaves = self._manager.restore(
@@ -74,7 +98,7 @@ class Checkpoints:
                 )["state"]
                 if _checksum(leaves) != meta["checksum"]:
                     raise ValueError("its checksum does not match")
-            except _OtherLayout:
+            except _OtherRun:
                 raise
             except Exception as error:  # whatever a damaged file makes its reader raise
                 warnings.warn(
@@ -94,9 +118,38 @@ class Checkpoints:
         """Let go of the folder."""
         self._manager.close()
 
+    def _meta(self, step: int) -> dict[str, Any]:
+        """What goes with the arrays."""
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = self._manager.restore(step, args=args)["meta"]
+        if _sha256(meta["of"]) != meta["sha256"]:
+            raise ValueError("its checksum does not match")
+        return json.loads(meta["of"])
 
-class _OtherLayout(ValueError):
+    def _same_options(self, step: int, saved: dict[str, Any]) -> None:
+        for name in self._options.keys() | saved.keys():
+            now, then = self._options.get(name), saved.get(name)
+            if now != then:
+                raise _OtherRun(
+                    f"checkpoint {step} is of a run with {name} = {then}, not {now}. "
+                    "If config.json was changed, change it back."
+                )
+
+    def _unwritten(self, step: int) -> str:
+        kept = self._manager.all_steps()
+        return (
+            f"checkpoint {step} could not be written to {self._folder}; is the disk "
+            f"full? Those of {sorted(kept)} are as they were: make room, and go on "
+            f"with --resume {self._folder.parent}"
+        )
+
+
+class _OtherRun(ValueError):
     """Not damage: a checkpoint of something else."""
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_key(x: Any) -> bool:

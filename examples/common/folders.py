@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -54,6 +55,13 @@ def parse(default: Chosen, doc: str, args: list[str] | None = None) -> Chosen:
                 f"--resume {options.resume}: that run has {name} = {saved.get(name)}, "
                 f"not {value}. Leave the option out to continue it exactly."
             )
+    if unknown := saved.keys() - usual.keys():
+        raise SystemExit(
+            f"--resume {options.resume}: that run has {', '.join(sorted(unknown))}, "
+            "which this version does not know. Go on with the version that began it."
+        )
+    for name in usual.keys() - saved.keys():
+        print(f"{name} is new since that run began: {usual[name]}")
     for name, value in saved.items():
         if isinstance(getattr(default, name), tuple):
             saved[name] = tuple(value)
@@ -99,16 +107,23 @@ def append(out: Path, row: dict[str, Any]) -> None:
 
 def rewind(out: Path, name: str, done: int) -> list[dict[str, Any]]:
     """Cut the metrics back to a checkpoint; a killed process may leave half a line."""
-    rows = []
+    lines = []
     if done:
-        for line in (out / "metrics.jsonl").read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-    rows = [row for row in rows if row[name] <= done]
+        lines = (out / "metrics.jsonl").read_text(errors="replace").splitlines()
+    found = [_row(line, name) for line in lines]
+    if None in found[:-1]:
+        warnings.warn(f"rows of {out / 'metrics.jsonl'} are damaged", stacklevel=2)
+    rows = [row for row in found if row is not None and row[name] <= done]
     replace(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return rows
+
+
+def _row(line: str, name: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and name in row else None
 
 
 def replace(path: Path, text: str) -> None:

@@ -30,7 +30,7 @@ class VectorStep(NamedTuple):
     terminated: np.ndarray  # bool: the episode ended, nothing is left to earn
     truncated: np.ndarray  # bool: a time limit cut it; never with `terminated`
     final_obs: np.ndarray  # where the step led, before any reset
-    mask: np.ndarray  # bool: False where the step was only a reset; do not train on it
+    mask: np.ndarray  # bool: False where it was only a reset, or not finite: left out
 
 
 class Vector(Protocol):
@@ -52,7 +52,8 @@ class GymnasiumVector:
     Gymnasium has three ways to start the next episode: NEXT_STEP (its default) spends a
     step on it, which ignores the action and earns nothing; SAME_STEP hides the last
     observation in `infos`; DISABLED leaves it to the caller. Here `step` always returns
-    `final_obs`, and a `mask` that is False on the steps NEXT_STEP spent.
+    `final_obs`, and a `mask` that is False on the steps NEXT_STEP spent and on those
+    that began, or led, to NaN or inf.
 
     Continuous actions are in [-1, 1], clipped and scaled to the space's bounds;
     discrete ones count from 0.
@@ -86,11 +87,12 @@ class GymnasiumVector:
             self.first = ended
             if ended.any():
                 obs, final_obs = self._after_ends(obs, ended, infos)
-        self.obs = obs
         truncated = truncated & ~terminated
-        return VectorStep(
-            reward.astype(np.float32), terminated, truncated, final_obs, mask
-        )
+        reward = reward.astype(np.float32)
+        led_to = _finite(final_obs) | terminated
+        mask &= _finite(self.obs) & _finite(reward) & led_to
+        self.obs = obs
+        return VectorStep(reward, terminated, truncated, final_obs, mask)
 
     def _after_ends(
         self, obs: np.ndarray, ended: np.ndarray, infos: dict[str, Any]
@@ -196,6 +198,11 @@ def spec(envs: VectorEnv) -> Environment:
                 "TransformAction"
             )
     return Environment(refuse, refuse, obs.shape, num_actions, action_size)
+
+
+def _finite(x: np.ndarray) -> np.ndarray:
+    """Which environments' numbers are all numbers."""
+    return np.asarray(np.isfinite(x).all(axis=tuple(range(1, x.ndim))))
 
 
 def _in_units_of(space: Any) -> Callable[[np.ndarray], np.ndarray]:

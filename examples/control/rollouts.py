@@ -30,7 +30,7 @@ class Rollout(NamedTuple):
     terminated: jax.Array  # bool: nothing is left to earn
     truncated: jax.Array  # bool: a time limit cut the episode; never with `terminated`
     final_obs: jax.Array  # where the step led, before any reset
-    mask: jax.Array | None = None  # bool: False where nothing was done; None: nowhere
+    mask: jax.Array  # bool: False where nothing was done, or something broke
 
 
 class Playing(NamedTuple):
@@ -63,7 +63,7 @@ def play(
     key: jax.Array,
     num_steps: int,
 ) -> tuple[Playing, Rollout]:
-    """Steps all environments, starting a new episode wherever one ends."""
+    """Steps all environments, starting a new episode wherever one ends or breaks."""
     shape = num_steps, len(playing.first)
     reset_key, noise_key, env_key = jax.random.split(key, 3)
     fresh = jax.vmap(jax.vmap(env.reset))(jax.random.split(reset_key, shape))
@@ -76,7 +76,8 @@ def play(
         outputs = legal_only(env, obs, outputs)
         actions = policy.sample(outputs, noise)
         after = jax.vmap(env.step)(keys, env_state, policy.to_env(actions))
-        truncated = after.truncated & ~after.terminated
+        bad = broken(obs, after.reward, after.terminated, after.obs)
+        truncated = (after.truncated | bad) & ~after.terminated
         ended = after.terminated | truncated
         env_state, obs_after = where(ended, fresh, (after.state, after.obs))
         seen = Rollout(
@@ -88,12 +89,40 @@ def play(
             terminated=after.terminated,
             truncated=truncated,
             final_obs=after.obs,
+            mask=~bad,
         )
         return Playing(env_state, obs_after, ended, memory), seen
 
     keys = jax.random.split(env_key, shape)
     playing, seen = jax.lax.scan(step, playing, (fresh, noise, keys))
     return playing, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), seen)
+
+
+def broken(
+    obs: jax.Array, reward: jax.Array, terminated: jax.Array, final_obs: jax.Array
+) -> jax.Array:
+    """Where an environment gave NaN or inf; what lies behind an end may be anything."""
+
+    def finite(x: jax.Array) -> jax.Array:
+        return jnp.all(jnp.isfinite(x), range(reward.ndim, x.ndim))
+
+    return ~(finite(reward) & finite(obs) & (finite(final_obs) | terminated))
+
+
+def mended(rollout: Rollout) -> Rollout:
+    """With zeros where the mask leaves a step out.
+
+    A gradient of 0 times an activation of NaN is NaN: leaving out is not enough.
+    """
+
+    def zeroed(x: jax.Array) -> jax.Array:
+        keep = jnp.expand_dims(rollout.mask, range(rollout.mask.ndim, x.ndim))
+        return jnp.where(keep, x, jnp.zeros_like(x))
+
+    flags = "first", "terminated", "truncated"
+    return jax.tree.map(zeroed, rollout)._replace(
+        **{name: getattr(rollout, name) for name in flags}
+    )
 
 
 def legal_only(env: Environment, obs: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -108,14 +137,13 @@ def episodes(
 ) -> tuple[Episodes, Episodes, jax.Array]:
     """What they come to at each step and after the last, and where one ended."""
     ended = rollout.terminated | rollout.truncated
-    counted = jnp.ones_like(ended) if rollout.mask is None else rollout.mask
     time = jnp.arange(ended.shape[1])
     ends = jax.lax.cummax(jnp.where(ended, time, -1), axis=1)
     last = jnp.pad(ends[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
 
     def since(x: jax.Array, before: jax.Array) -> jax.Array:
         """Sums since the last end, or since before the rollout."""
-        total = jnp.cumsum(jnp.where(counted, x, 0), 1)
+        total = jnp.cumsum(jnp.where(rollout.mask, x, 0), 1)
         at_last = jnp.take_along_axis(total, jnp.maximum(last, 0), 1)
         return total + jnp.where(last < 0, before[:, None], -at_last)
 
@@ -124,7 +152,7 @@ def episodes(
         since(jnp.ones_like(rollout.reward), under_way.lengths),
     )
     after = jax.tree.map(lambda x: jnp.where(ended[:, -1], 0, x[:, -1]), here)
-    return here, after, ended & counted
+    return here, after, ended & rollout.mask
 
 
 def evaluate(
@@ -136,7 +164,10 @@ def evaluate(
     key: jax.Array,
     max_steps: int,
 ) -> jax.Array:
-    """Returns of fresh episodes under the sampled policy, one of each environment."""
+    """Returns of fresh episodes under the sampled policy, one of each environment.
+
+    An episode that breaks ends there, with what it came to.
+    """
     start_key, key = jax.random.split(key)
     playing = start(env, num_envs, memory, start_key)
 
@@ -148,6 +179,8 @@ def evaluate(
         actions = policy.sample(outputs, policy.noise(noise_key, (num_envs,)))
         keys = jax.random.split(env_key, num_envs)
         after = jax.vmap(env.step)(keys, playing.env_state, policy.to_env(actions))
+        bad = broken(playing.obs, after.reward, after.terminated, after.obs)
+        ended = ended | bad
         returns = returns + jnp.where(ended, 0, after.reward)
         ended = ended | after.terminated | after.truncated
         playing = Playing(after.state, after.obs, jnp.zeros_like(ended), memory)

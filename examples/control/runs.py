@@ -3,14 +3,14 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from common import devices, folders
+from common import devices, folders, signals
 from common.checkpoints import Checkpoints
 from tqdm import tqdm
 
@@ -111,12 +111,10 @@ def _train(name: str, env: Environment, options: Options, goal: float) -> np.nda
 
     eval_key, train_key = jax.random.split(jax.random.key(options.seed))
     run = init(jax.random.split(train_key, options.seeds))
-    checkpoints = Checkpoints(out / "checkpoints")
+    checkpoints = Checkpoints(out / "checkpoints", folders.config(options))
     done = 0
-    if options.resume:
-        restored = checkpoints.restore(run)
-        if restored:
-            done, run = restored
+    if options.resume and (restored := checkpoints.restore(run)):
+        done, run = restored
     rows = folders.rewind(out, "step", done) if main else []
 
     bar = tqdm(
@@ -129,28 +127,24 @@ def _train(name: str, env: Environment, options: Options, goal: float) -> np.nda
     )
     bar.set_postfix_str("compiling")
     start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0)
-    while done < options.total_steps:
-        run, metrics = advance(run)
-        done += per_eval * steps_per_update
-        returns = evaluate(run, jax.random.fold_in(eval_key, done))
-        jaxppo.check_progress(run.train)
-        row: dict[str, Any] = {"step": done}
-        row |= {"seconds": round(time.perf_counter() - start, 3)}
-        row |= {"eval_return": np.mean(returns, 1).tolist()}
-        row |= {k: v.tolist() for k, v in jaxppo.finalize(metrics).items()}
-        for kind in ("episode_return", "episode_length"):
-            ended = np.asarray(metrics[kind].count) > 0  # none did: there is no mean
-            pairs = zip(row[kind], ended, strict=True)
-            row[kind] = [x if some else None for x, some in pairs]
-        if main:
-            # Metrics first: a checkpoint never stands without the rows before it.
-            rows.append(row)
-            folders.append(out, row)
-        checkpoints.save(done, run)
-        bar.set_postfix_str(f"return {np.median(row['eval_return']):.1f}")
-        bar.update(options.seeds * per_eval * steps_per_update)
-    bar.close()
-    checkpoints.close()
+    with signals.held() as signal_came, bar, closing(checkpoints):
+        while done < options.total_steps:
+            run, metrics = advance(run)
+            done += per_eval * steps_per_update
+            returns = evaluate(run, jax.random.fold_in(eval_key, done))
+            row = {"step": done, "seconds": round(time.perf_counter() - start, 3)}
+            row |= {"eval_return": np.mean(returns, 1).tolist()} | _row(metrics)
+            if main:
+                # Metrics first: a checkpoint never stands without the rows before it.
+                rows.append(row)
+                folders.append(out, row)
+            jaxppo.check_progress(run.train)
+            _check_environment(row)
+            checkpoints.save(done, run)
+            bar.set_postfix_str(f"return {np.median(row['eval_return']):.1f}")
+            bar.update(options.seeds * per_eval * steps_per_update)
+            if done < options.total_steps and (came := signal_came()):
+                signals.leave(came, out)
 
     returns = np.asarray(evaluate(run, jax.random.fold_in(eval_key, 0)))
     shown = []
@@ -167,6 +161,29 @@ def _train(name: str, env: Environment, options: Options, goal: float) -> np.nda
         pictures.episodes(name, shown[0], shown[1], out / "episode.gif")
         print(f"an episode     {out / 'episode.gif'}: before and after")
     return returns
+
+
+def _row(metrics: dict[str, jaxppo.Metric]) -> dict[str, Any]:
+    """A line of metrics, each of every seed."""
+    row = {k: v.tolist() for k, v in jaxppo.finalize(metrics).items()}
+    for kind in ("episode_return", "episode_length"):
+        mean = metrics[kind]
+        assert isinstance(mean, jaxppo.Mean)
+        ended = np.asarray(mean.count) > 0  # none did: there is no mean
+        pairs = zip(row[kind], ended, strict=True)
+        row[kind] = [x if some else None for x, some in pairs]
+    return row
+
+
+def _check_environment(row: dict[str, Any]) -> None:
+    """Ends a run that has nothing left to learn from."""
+    for seed, left_out in enumerate(row["left_out"]):
+        if left_out == 1:
+            raise FloatingPointError(
+                f"seed {seed}: not one step since the last evaluation had finite "
+                "observations and rewards. Look at the environment; metrics.jsonl has "
+                "the share of such steps as left_out."
+            )
 
 
 def _compiled(env: Environment, options: Options, updates: int) -> tuple[Callable, ...]:

@@ -98,6 +98,7 @@ def trainer(env: Environment, o: PPO) -> Trainer:
         return lambda obs, memory, first: net(scaled(run, obs), memory, first)
 
     def act(run: Run, obs: jax.Array, memory: Memory, first: jax.Array, key: jax.Array):
+        obs = jnp.where(jnp.isfinite(obs), obs, 0)  # it would be remembered
         outputs, memory = actor(run)(obs, memory, first)
         outputs = rollouts.legal_only(env, obs, outputs)
         noise = policy.noise(key, first.shape)
@@ -112,6 +113,7 @@ def trainer(env: Environment, o: PPO) -> Trainer:
         return run._replace(playing=playing, key=key), metrics
 
     def learn(run: Run, rollout: Rollout, key: jax.Array) -> tuple[Run, Metrics]:
+        rollout = rollouts.mended(rollout)
         critic = networks(run.train.params).critic
         obs, final_obs = scaled(run, rollout.obs), scaled(run, rollout.final_obs)
         values, memories = critic.along(obs, run.critic_memory, rollout.first)
@@ -129,8 +131,8 @@ def trainer(env: Environment, o: PPO) -> Trainer:
             "advantages": updates.batch_advantages(estimates.advantages, mask, o),
             "returns": estimates.returns,
             "first": rollout.first,
+            "mask": mask,
         }
-        rows |= {} if mask is None else {"mask": mask}
         if o.rpo_alpha:
             seed_key, key = jax.random.split(key)
             rows["seed"] = jax.random.bits(seed_key, log_probs.shape)
@@ -150,6 +152,8 @@ def trainer(env: Environment, o: PPO) -> Trainer:
         here, under_way, ended = rollouts.episodes(rollout, run.under_way)
         metrics["episode_return"] = jaxppo.token_mean(here.returns, ended)
         metrics["episode_length"] = jaxppo.token_mean(here.lengths, ended)
+        left_out = 1 - rollout.mask.astype(jnp.float32)
+        metrics["left_out"] = jaxppo.token_mean(left_out)
         explained = jaxppo.explained_variance(values, estimates.returns, mask)
         metrics["explained_variance"] = jaxppo.Mean(explained, jnp.ones(()))
         memory = None if memories is None else memories[:, -1]

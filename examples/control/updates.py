@@ -137,29 +137,29 @@ def advantages(
     values: jax.Array,
     next_values: jax.Array,
     o: PPO,
-) -> tuple[jaxppo.Advantages, jax.Array | None]:
+) -> tuple[jaxppo.Advantages, jax.Array]:
     """Advantages, and which steps to learn from."""
     final, mask = rollout.terminated, rollout.mask
     if o.truncation == "terminal":
         final = final | rollout.truncated
     # A time limit is no end: what follows it is worth V(final_obs), and the advantage
     # looks no further (lambda = 0).
+    # A step that is left out is no end either: the one before it looks no further.
+    followed = jnp.pad(mask[:, 1:], ((0, 0), (0, 1)), constant_values=True)
     estimates = jaxppo.gae(
         rewards,
         values,
         o.gamma * (1 - final.astype(jnp.float32)),
-        lambda_=jnp.where(rollout.truncated, 0, o.gae_lambda),
+        lambda_=jnp.where(followed & ~rollout.truncated, o.gae_lambda, 0),
         next_values=next_values,
         mask=mask,
     )
     if o.truncation == "mask":
-        mask = ~rollout.truncated if mask is None else mask & ~rollout.truncated
+        mask = mask & ~rollout.truncated
     return estimates, mask
 
 
-def batch_advantages(
-    advantages: jax.Array, mask: jax.Array | None, o: PPO
-) -> jax.Array:
+def batch_advantages(advantages: jax.Array, mask: jax.Array, o: PPO) -> jax.Array:
     if o.system != "jaxppo":
         return losses.SYSTEMS[o.system].advantages(advantages, mask)
     if o.normalise == "batch":

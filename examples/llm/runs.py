@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import devices, folders
+from common import devices, folders, signals
 from common.checkpoints import Checkpoints
 from flax import nnx
 from jax.experimental import multihost_utils
@@ -94,7 +94,9 @@ def train(options: Options) -> dict[str, float]:
     devices.join(o.coordinator, o.processes, o.process)
     mesh = devices.mesh(o.mesh, sharding.AXES, o.axes == "explicit")
     with jax.set_mesh(mesh) if mesh is not None else nullcontext():
-        return _Run(o, mesh).train()
+        run = _Run(o, mesh)
+        with closing(run.scorer):
+            return run.train()
 
 
 class _Run:
@@ -139,7 +141,8 @@ class _Run:
     def train(self) -> dict[str, float]:
         o = self.options
         out = self._folder()
-        checkpoints = Checkpoints(out / "checkpoints", keep=2)  # gigabytes each
+        folder, config = out / "checkpoints", folders.config(o)
+        checkpoints = Checkpoints(folder, config, keep=2)  # gigabytes each
         done = 0
         if o.resume and (restored := checkpoints.restore(self.state)):
             done, self.state = restored
@@ -151,40 +154,46 @@ class _Run:
         bar = tqdm(total=o.num_updates, initial=done, desc=o.algorithm, unit="update")
         bar.disable = not self.main
         bar.set_postfix_str("compiling")
-        while done < o.num_updates:
-            row = self._step(done)
-            jaxppo.check_progress(self.state)
-            done += 1
-            row = {"update": done, "seconds": time.perf_counter() - start} | row
-            if self.main:
-                rows.append(row)
-                folders.append(out, row)
-                if board is not None:
-                    for name, value in row.items():
-                        board.add_scalar(name, value, done)
-            if done % o.save_every == 0 or done == o.num_updates:
-                checkpoints.save(done, self.state)
-                if board is not None:
-                    board.flush()
-            bar.set_postfix_str(f"reward {row['reward']:.2f}")
-            bar.update()
-        bar.close()
-        checkpoints.close()
+        with signals.held() as signal_came, bar, closing(checkpoints):
+            while done < o.num_updates:
+                batch, key, row = self._played(done)
+                # Now, not later: it may have ended the processes that scored, too.
+                if came := signal_came():
+                    if done % o.save_every:
+                        checkpoints.save(done, self.state)
+                    signals.leave(came, out)
+                row |= self._learned(batch, key)
+                seconds = row["sample_seconds"] + row["update_seconds"]
+                tokens = row["length"] * batch["rewards"].size
+                row["tokens_per_second"] = tokens / seconds
+                done += 1
+                row = {"update": done, "seconds": time.perf_counter() - start} | row
+                if self.main:
+                    rows.append(row)
+                    folders.append(out, row)
+                    if board is not None:
+                        for name, value in row.items():
+                            board.add_scalar(name, value, done)
+                jaxppo.check_progress(self.state)
+                if done % o.save_every == 0 or done == o.num_updates:
+                    checkpoints.save(done, self.state)
+                    if board is not None:
+                        board.flush()
+                bar.set_postfix_str(f"reward {row['reward']:.2f}")
+                bar.update()
         self._judge("after", out)
         self._leave(out, rows)
-        self.scorer.close()
         if board is not None:
             board.close()
         read = lambda when: json.loads((out / f"{when}.json").read_text())
         return {when: read(when)["mean_reward"] for when in ("before", "after")}
 
-    def _step(self, index: int) -> dict[str, float]:
-        """Sample, score and learn; the metrics of it."""
+    def _played(self, index: int) -> tuple[dict[str, Any], jax.Array, dict[str, float]]:
+        """Samples with their rewards, a key to learn with, and metrics."""
         o, start = self.options, time.perf_counter()
         key, learn_key = jax.random.split(jax.random.fold_in(self.key, index))
         problems = self._problems(f"{o.seed} {index}", o.prompts_per_update, False)
         prompts, samples, rewards, scored, _ = self._sampled(problems, key)
-        sampled = time.perf_counter() - start
         mask = np.asarray(samples.mask)
         batch = {
             **prompts,
@@ -196,21 +205,21 @@ class _Run:
         }
         if samples.values is not None:
             batch["old_values"] = samples.values
-        batch = self._rows(batch)
-        self.state, metrics = self.update(
-            self.state, self.frozen, self.ref, batch, learn_key
-        )
-        learned = {k: float(v) for k, v in jaxppo.finalize(metrics).items()}
-        seconds = time.perf_counter() - start
-        return {
+        row = {
             "reward": _mean(rewards, scored),
             "length": float(np.mean(np.sum(mask, -1))),
             "failed_rewards": int(np.sum(~scored)),
-            **learned,
-            "sample_seconds": sampled,
-            "update_seconds": seconds - sampled,
-            "tokens_per_second": float(np.sum(mask)) / seconds,
+            "sample_seconds": time.perf_counter() - start,
         }
+        return batch, learn_key, row
+
+    def _learned(self, batch: dict[str, Any], key: jax.Array) -> dict[str, float]:
+        """Learns from them; metrics."""
+        start = time.perf_counter()
+        rows = self._rows(batch)
+        self.state, metrics = self.update(self.state, self.frozen, self.ref, rows, key)
+        row = {k: float(v) for k, v in jaxppo.finalize(metrics).items()}
+        return row | {"update_seconds": time.perf_counter() - start}
 
     def _problems(self, seed: str, count: int, held_out: bool) -> list[tasks.Problem]:
         """Those there is room for; a rare, longer one gives way to one of them."""

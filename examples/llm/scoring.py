@@ -26,7 +26,9 @@ class Scorer:
         # Not by fork: a copy of a process that runs JAX's threads can hang.
         context = multiprocessing.get_context("spawn")
         workers = min(4, os.cpu_count() or 1)
-        self._pool = ProcessPool(max_workers=workers, context=context)
+        self._pool = ProcessPool(
+            max_workers=workers, context=context, initializer=_apart
+        )
 
     def __call__(
         self, answers: Sequence[Any], completions: Sequence[str]
@@ -55,6 +57,12 @@ class Scorer:
         """End the processes."""
         self._pool.stop()
         self._pool.join()
+
+
+def _apart() -> None:
+    """In its process: a signal to the run and all it started passes this one by."""
+    if hasattr(os, "setsid"):
+        os.setsid()
 
 
 def _one(reward: Reward, answer: Any, completion: str) -> float | None:
