@@ -67,9 +67,9 @@ class Checkpoints:
             with jax.set_mesh(Mesh(np.empty((), object), ())):
                 saved = self._manager.save(step, args=args)
         except Exception as error:  # its writer has errors of its own for a full disk
-            raise OSError(self._unwritten(step)) from error
+            raise OSError(self._unwritten(step, str(error))) from error
         if not saved:
-            raise OSError(self._unwritten(step))
+            raise OSError(self._unwritten(step, "Orbax would not"))
 
     def restore(self, like: Tree) -> tuple[int, Tree] | None:
         """The newest sound checkpoint and its step; None if there are none at all.
@@ -135,11 +135,11 @@ class Checkpoints:
                     "If config.json was changed, change it back."
                 )
 
-    def _unwritten(self, step: int) -> str:
-        kept = self._manager.all_steps()
+    def _unwritten(self, step: int, why: str) -> str:
+        kept = sorted(self._manager.all_steps(read=True))
         return (
-            f"checkpoint {step} could not be written to {self._folder}; is the disk "
-            f"full? Those of {sorted(kept)} are as they were: make room, and go on "
+            f"checkpoint {step} could not be written to {self._folder} ({why}). Those "
+            f"of {kept} are as they were: make room, or whatever it takes, and go on "
             f"with --resume {self._folder.parent}"
         )
 

@@ -1,6 +1,8 @@
 """Devices: a mesh from text, and several processes that share one."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -56,6 +58,24 @@ def mesh(text: str, axes: tuple[str, ...], explicit: bool = False) -> Mesh | Non
         )
     kind = AxisType.Explicit if explicit else AxisType.Auto
     return jax.make_mesh(tuple(sizes.values()), axes, axis_types=(kind,) * len(axes))
+
+
+@contextmanager
+def together(out: Path) -> Iterator[None]:
+    """Says what an error of JAX's means where one of several processes has gone.
+
+    The others notice at once, or when its heartbeats have been missing for 100 seconds.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        if jax.process_count() > 1:
+            print(
+                f"process {jax.process_index()}: another one has ended, or cannot be "
+                f"reached. So does this; go on with --resume {out}, all of them.",
+                flush=True,
+            )
+        raise
 
 
 def agreed(path: Path) -> Path:

@@ -127,7 +127,12 @@ def _train(name: str, env: Environment, options: Options, goal: float) -> np.nda
     )
     bar.set_postfix_str("compiling")
     start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0)
-    with signals.held() as signal_came, bar, closing(checkpoints):
+    with (
+        signals.held() as asked,
+        devices.together(out),
+        bar,
+        closing(checkpoints),
+    ):
         while done < options.total_steps:
             run, metrics = advance(run)
             done += per_eval * steps_per_update
@@ -143,7 +148,7 @@ def _train(name: str, env: Environment, options: Options, goal: float) -> np.nda
             checkpoints.save(done, run)
             bar.set_postfix_str(f"return {np.median(row['eval_return']):.1f}")
             bar.update(options.seeds * per_eval * steps_per_update)
-            if done < options.total_steps and (came := signal_came()):
+            if done < options.total_steps and (came := asked()):
                 signals.leave(came, out)
 
     returns = np.asarray(evaluate(run, jax.random.fold_in(eval_key, 0)))

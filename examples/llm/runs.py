@@ -154,11 +154,16 @@ class _Run:
         bar = tqdm(total=o.num_updates, initial=done, desc=o.algorithm, unit="update")
         bar.disable = not self.main
         bar.set_postfix_str("compiling")
-        with signals.held() as signal_came, bar, closing(checkpoints):
+        with (
+            signals.held() as asked,
+            devices.together(out),
+            bar,
+            closing(checkpoints),
+        ):
             while done < o.num_updates:
                 batch, key, row = self._played(done)
                 # Now, not later: it may have ended the processes that scored, too.
-                if came := signal_came():
+                if came := asked():
                     if done % o.save_every:
                         checkpoints.save(done, self.state)
                     signals.leave(came, out)
