@@ -138,10 +138,10 @@ class Example:
     def path(self) -> str:
         return str(ROOT / f"examples/{self.name}.py")
 
-    def run(self, *args: Any, code: int | None = 0, **how: Any) -> str:
+    def run(self, *args: Any, code: int = 0, **how: Any) -> str:
         process = self.start(*args, **how)
         said, _ = process.communicate(timeout=1200)
-        assert code is None or process.returncode == code, said
+        assert process.returncode == code, said
         return said
 
     def result(self, out: pathlib.Path) -> Any:
@@ -273,15 +273,17 @@ def full(e: Example, o: Options, rng: random.Random) -> Row | None:
                 return None
             try:
                 out = pathlib.Path(disk) / "run"
-                said = e.run("--out", out, *e.args, code=None)
+                process = e.start("--out", out, *e.args)
+                said, _ = process.communicate(timeout=600)
                 clear = "could not be written" in said or "No space left" in said
-                ended = "saved" not in said and not (out / "curve.png").exists()
                 lost = len(read_rows(out)) - max(e.kept(out), default=0)
                 room = [*mount[:4], f"remount,size={100 * kib}k", *mount[5:]]
                 subprocess.run(room, check=True)
                 begun = (out / "config.json").exists()
                 same = e.resumed(out) if begun else True
-                row.count(clear and ended and same, f"{kib} KiB", lost)
+                row.count(
+                    clear and process.returncode == 1 and same, f"{kib} KiB", lost
+                )
             finally:
                 subprocess.run(["umount", "-l", disk], check=True)
     return row
@@ -371,12 +373,15 @@ def elsewhere(e: Example, o: Options, rng: random.Random) -> Row:
         done.append(len(read_rows(out)))
     e.run("--resume", out)
     rows, wanted = processes.rows(out), json.loads(e.whole[0])
+    # The first line of other devices: what is rounded otherwise grows after that.
+    first, want = rows[done[0]], wanted[done[0]]
     far = max(
-        float(np.max(np.abs(np.subtract(row[k], want[k], dtype=float))))
-        for row, want in zip(rows, wanted, strict=True)
-        for k in ("entropy", "approx_kl", "clip_fraction")
+        float(np.max(np.abs(np.subtract(first[k], want[k]))))
+        for k in ("entropy", "approx_kl", "policy_loss")
+        if k in first
     )
-    row.count(far < 0.05, f"entropy, KL and clip fraction within {far:.1g}")
+    good = far < 1e-4 and len(rows) == len(wanted)
+    row.count(good, f"entropy, KL and loss of the next update within {far:.1g}")
     three = meshes[e.name][0].replace("2", "3")
     said = e.run("--resume", out, "--mesh", three, devices=3, code=1)
     row.count("Fix" in said or "expected" in said, "3 devices: refused")
