@@ -1,0 +1,192 @@
+"""Rows T04 to T13 in processes of their own; `benchmarks/reliability/survival.py`
+does the same at scale."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import kept_to, rows, run, start, wait_for
+
+PLANTED = str(Path(__file__).with_name("planted.py"))
+SMALL = ["--total-steps=16000", "--num-envs=4", "--num-evals=7", "--normalise-obs"]
+
+
+@pytest.fixture(scope="module")
+def whole(environment, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run(environment, "cartpole", *SMALL, "--out", out)
+    return rows(out)
+
+
+def planted(environment, fault, *args):
+    """An example with a fault in it: its exit code, and what it says."""
+    command = [sys.executable, PLANTED, fault, "cartpole", *map(str, args)]
+    out = subprocess.PIPE
+    process = subprocess.run(
+        command, env=environment, text=True, stdout=out, stderr=subprocess.STDOUT
+    )
+    return process.returncode, process.stdout
+
+
+def test_T09_a_terminated_run_saves_and_leaves(environment, tmp_path, whole):
+    """At once after a signal: not a step is lost, and what follows it is not run."""
+    out = tmp_path / "run"
+    process = start(environment, "cartpole", *SMALL, "--out", out)
+    with kept_to([process]):
+        wait_for(out, 2, [process])
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert f"Go on with --resume {out}" in said
+    done = len(rows(out))
+    assert 2 <= done < len(whole)
+    assert (out / "checkpoints" / str(rows(out)[-1]["step"])).exists()
+    run(environment, "cartpole", "--resume", out)
+    assert rows(out) == whole
+
+
+def test_T09_one_of_two_is_terminated_and_both_leave(environment, tmp_path):
+    out = tmp_path / "run"
+    both = pair(environment, *SMALL, "--out", out)
+    with kept_to(both):
+        wait_for(out, 1, both)
+        both[1].send_signal(signal.SIGTERM)
+        ends = [x.communicate(timeout=300)[0] for x in both]
+        assert [x.returncode for x in both] == [143, 143], ends
+    assert (out / "checkpoints" / str(rows(out)[-1]["step"])).exists()
+
+
+def test_T04_one_of_two_is_killed_and_the_other_ends(environment, tmp_path, whole):
+    """In 100 seconds at most, saying why; the pair resumes."""
+    out = tmp_path / "run"
+    both = pair(environment, *SMALL, "--out", out)
+    with kept_to(both):
+        wait_for(out, 2, both)
+        begin = time.monotonic()
+        both[0].kill()
+        said, _ = both[1].communicate(timeout=300)
+        assert time.monotonic() - begin < 100 and both[1].returncode not in (0, None)
+    assert "another one has ended" in said or "another task died" in said
+    again = pair(environment, "--resume", out)
+    with kept_to(again):
+        ends = [x.communicate(timeout=300)[0] for x in again]
+        assert [x.returncode for x in again] == [0, 0], ends
+    assert [row["step"] for row in rows(out)] == [row["step"] for row in whole]
+
+
+def pair(environment, *args):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
+    each = ["cartpole", address, "--processes=2", "--mesh=envs=2", *args]
+    return [start(environment, *each, f"--process={i}") for i in range(2)]
+
+
+def test_T08_on_other_devices(environment, tmp_path, whole):
+    """From one to two and back: what is added up in another order, and no more."""
+    out = tmp_path / "run"
+    process = start(environment, "cartpole", *SMALL, "--out", out)
+    with kept_to([process]):
+        wait_for(out, 2, [process])
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=300)
+    done = len(rows(out))
+    two = environment | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    process = start(two, "cartpole", "--mesh=envs=2", "--resume", out)
+    with kept_to([process]):
+        wait_for(out, done + 1, [process])
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=300)
+    for name in ("entropy", "approx_kl", "policy_loss", "value_loss"):
+        ours, theirs = (x[done][name] for x in (rows(out), whole))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5, err_msg=name)
+    run(environment, "cartpole", "--resume", out)
+    assert len(rows(out)) == len(whole)
+
+
+def test_T06_changed_options_are_refused(environment, tmp_path, whole):
+    """In the file, or because the code has others now; put back, the run goes on."""
+    out = tmp_path / "run"
+    process = start(environment, "cartpole", *SMALL, "--out", out)
+    with kept_to([process]):
+        wait_for(out, 2, [process])
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=300)
+    config = (out / "config.json").read_text()
+    for change, message in {
+        ("gamma", 0.5): "is of a run with gamma = 0.98, not 0.5",
+        ("of_a_later_version", 1): "of_a_later_version, which this version",
+    }.items():
+        name, value = change
+        (out / "config.json").write_text(json.dumps(json.loads(config) | {name: value}))
+        assert message in run(environment, "cartpole", "--resume", out, code=1)
+    (out / "config.json").write_text(config)
+    run(environment, "cartpole", "--resume", out)
+    assert rows(out) == whole
+
+
+def test_T11_broken_steps_are_left_out(environment, tmp_path):
+    """NaN or inf at one step in a hundred: counted, and the rest is learned from."""
+    out = tmp_path / "run"
+    code, said = planted(environment, "environment", *SMALL, "--out", out)
+    assert code == 0, said
+    left_out = [row["left_out"][0] for row in rows(out)]
+    # 2048 steps each, 0.01 of them: a deviation of 0.0022
+    assert all(0.002 < x < 0.02 for x in left_out)
+    assert all(row["skipped"] == [0] for row in rows(out))
+    assert rows(out)[-1]["eval_return"][0] > 60  # they break after 100 steps or so
+
+
+def test_T11_an_environment_that_only_breaks_ends_the_run(environment, tmp_path):
+    code, said = planted(environment, "dead", *SMALL, "--out", tmp_path / "run")
+    assert code == 1 and "Look at the environment" in said
+    assert rows(tmp_path / "run")[-1]["left_out"] == [1]
+
+
+def test_T01_three_bad_steps_are_skipped_and_counted(environment, tmp_path, whole):
+    out = tmp_path / "run"
+    code, said = planted(environment, "loss", *SMALL, "--out", out)
+    assert code == 0, said
+    # 10 epochs of 8 minibatches an update, four updates a line
+    counted = [row["skipped"][0] * 80 * 4 for row in rows(out)]
+    np.testing.assert_allclose(counted, [3] + [0] * (len(whole) - 1), atol=1e-3)
+
+
+def test_T07_a_clock_that_jumps_changes_nothing(environment, tmp_path, whole):
+    out = tmp_path / "run"
+    code, said = planted(environment, "clock", *SMALL, "--out", out)
+    assert code == 0 and rows(out) == whole, said
+
+
+def test_T13_no_memory_left(environment, tmp_path, whole):
+    """Of a device: an error that says so; what was saved is as it was."""
+    out = tmp_path / "run"
+    code, said = planted(environment, "memory", *SMALL, "--out", out)
+    assert code == 1 and "Out of memory" in said
+    run(environment, "cartpole", "--resume", out)
+    assert rows(out) == whole
+
+
+def test_T13_a_full_disk(environment, tmp_path, whole):
+    """The checkpoints before are as they were, and the message says what to do."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "tmpfs", str(disk), "-o"]
+    if subprocess.run([*mount, "size=700k"], capture_output=True).returncode:
+        pytest.skip("making a small disk takes Linux and root")
+    try:
+        out = disk / "run"
+        said = run(environment, "cartpole", *SMALL, "--out", out, code=1)
+        assert f"could not be written to {out}/checkpoints" in said
+        assert "No space left" in said and f"go on with --resume {out}" in said
+        subprocess.run([*mount, "remount,size=70m"], check=True)
+        run(environment, "cartpole", "--resume", out)
+        assert rows(out) == whole
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
