@@ -23,13 +23,22 @@ class Checkpoints:
     """The checkpoints of one run, in one folder; the last few are kept."""
 
     def __init__(self, folder: Path, keep: int = 3):
-        """Open the folder, or make it."""
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=False
-            ),
+        """Open the folder, or make it.
+
+        Raises:
+            ValueError: a checkpoint's own description is damaged.
+        """
+        self._folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False
         )
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"a checkpoint in {self._folder} is damaged such that it can't even be "
+                f"passed over ({error}). Delete it to go on from the one before."
+            ) from error
 
     def save(self, step: int, state: Any) -> None:
         """Write a pytree of arrays; when this returns, it is on disk."""
@@ -65,8 +74,9 @@ class Checkpoints:
                 )["meta"]
                 if meta["tree"] != _layout(like):
                     raise _OtherLayout(
-                        f"checkpoint {step} is of a run with other options or of "
-                        "another version: its arrays differ in name, shape or dtype."
+                        f"checkpoint {step} in {self._folder} is of a run with other "
+                        "options or of another version: its arrays differ in name, "
+                        "shape or dtype."
                     )
                 wanted = ocp.args.StandardRestore(_wanted(like))
                 leaves = self._manager.restore(
@@ -85,8 +95,8 @@ class Checkpoints:
             return step, _tree(like, leaves)
         if steps:
             raise ValueError(
-                f"none of the checkpoints {steps} can be read, as the warnings say. "
-                "To begin again, start a run in another folder."
+                f"none of the checkpoints {steps} in {self._folder} can be read, as "
+                "the warnings say. To begin again, start a run in another folder."
             )
         return None
 
