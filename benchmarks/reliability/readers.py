@@ -11,6 +11,7 @@ table; an input is made from the seed, its reader and its number alone.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import json
@@ -46,7 +47,7 @@ from llm.model import Config, Training
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 
-BASE, TIMES = 64 * 2**20, 256  # bytes that reading may take: BASE + TIMES * the file's
+BASE, TIMES = 2**27, 256  # bytes that reading may take: BASE + TIMES * the file's
 ROOM = 2**30  # of address space, above what a process has when it begins
 SECONDS, WALL = 3, 60  # for one input: of CPU time, and of the clock
 GOOD = "read", "clear error"
@@ -193,6 +194,8 @@ REGEXES = (
     "",
     "(?R)",
     "1{99999}",
+    "(1+1+1+1+)+=",
+    "((1?){99}){99}((1*)*)*=",
 )
 NORMALIZERS: list[Any] = [
     *({"type": kind} for kind in ("NFKC", "Lowercase", "StripAccents", "Nmt")),
@@ -596,7 +599,7 @@ def work(
 
 def lowest() -> int:
     """KiB in use; the highest mark begins from here."""
-    with open("/proc/self/clear_refs", "w") as file:
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
