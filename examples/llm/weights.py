@@ -201,11 +201,14 @@ def _inside(folder: Path, name: str) -> Path:
 
     The hub's cache links to its blobs, two folders up; nothing else may lead out.
     """
-    homes = [folder.resolve()]
-    if homes[0].parent.name == "snapshots":
-        homes.append(homes[0].parents[1] / "blobs")
-    file = (folder / name).resolve()
-    if Path(name).name != name or file.parent not in homes:
+    file = folder / name
+    inside = file.parent == folder and file.name == name != ".."
+    if inside and file.is_symlink():
+        homes = [folder.resolve()]
+        if homes[0].parent.name == "snapshots":
+            homes.append(homes[0].parents[1] / "blobs")
+        inside = file.resolve().parent in homes
+    if not inside:
         raise ValueError(f"{name!r} is outside the folder")
     return file
 
