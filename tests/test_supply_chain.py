@@ -184,7 +184,7 @@ def faults(text):
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_X05_workflows_have_no_rights(path):
+def test_workflows_have_no_rights(path):
     assert not faults(path.read_text("utf-8"))
 
 
