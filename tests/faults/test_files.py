@@ -138,7 +138,8 @@ for name in sorted(DATASETS):
         except Exception:  # the scorer of this task says so of what is no answer
             score = 0
         assert 0 <= score < 0.5, (name, kind, score)
-        assert time.process_time() - start < 5, (name, kind)
+        took = time.process_time() - start
+        assert took < (0.2 if kind.endswith("whole") else 3), (name, kind, took)
     scored += 1
 assert not os.listdir(), os.listdir()
 print()  # some scorers print
@@ -146,12 +147,15 @@ print(json.dumps([scored, refused]))
 """
 
 
+LONG = {name: text for name, text in ANSWERS.items() if len(text) > 10**5}
+
+
 def test_X03_reasoning_gym_executes_no_answer_either(tmp_path, environment):
     """Every task of it: what scores by running the answer, or anything, is refused."""
     pytest.importorskip("reasoning_gym")
     more = {"list": "[" * 60_000, "factorial": "factorial(99999999)"}
     more |= {name: text[:60_000] for name, text in ANSWERS.items()}  # and whole:
-    more |= {f"{name}, whole": text for name, text in ANSWERS.items()}
+    more |= {f"{name}, whole": text for name, text in LONG.items()}
     done = subprocess.run(
         [sys.executable, "-c", GYM, str(tmp_path)],
         **dict(input=json.dumps(more), capture_output=True, text=True),
