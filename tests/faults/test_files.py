@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
+from common.checkpoints import Checkpoints
 from llm import tasks
 
 ROOT = Path(__file__).parents[2]
@@ -187,3 +189,24 @@ def test_X04_no_example_starts_a_program(path):
 )
 def test_X04_the_check_itself_can_fail(source):
     assert starts(source)
+
+
+def test_X01_a_checkpoint_that_misdescribes_itself(tmp_path):
+    """Orbax reads the descriptions of all of them when it opens the folder."""
+    kept = Checkpoints(tmp_path / "run")
+    kept.save(1, {"x": jnp.ones(3)})
+    kept.close()
+    path = tmp_path / "run" / "1" / "_CHECKPOINT_METADATA"
+    sound = json.loads(path.read_text())
+    path.write_text(json.dumps(sound | {"custom_metadata": 3}))
+    with pytest.raises(ValueError, match=f"a checkpoint in {tmp_path}/run is damaged"):
+        Checkpoints(tmp_path / "run")
+    path.write_text(json.dumps(sound))
+    path.with_name("meta").joinpath("metadata").write_text("{}")
+    kept = Checkpoints(tmp_path / "run")
+    with (
+        pytest.warns(UserWarning, match="checkpoint 1 is damaged"),
+        pytest.raises(ValueError, match=rf"the checkpoints \[1\] in {tmp_path}/run"),
+    ):
+        kept.restore({"x": jnp.ones(3)})
+    kept.close()
