@@ -19,6 +19,10 @@ EXAMPLES = {path.stem: path for path in sorted(ROOT.glob("examples/*.py"))}
 TOOLS = {
     "lint": ["ruff format --check", "ruff check", "pyrefly check"],
     "fix": ["ruff check --fix", "ruff format"],
+    "audit": [
+        "pip_audit --strict --vulnerability-service osv",
+        "pytest -n0 tests/test_supply_chain.py",
+    ],
 }
 TESTS = {
     "test": [],
@@ -52,6 +56,8 @@ for work on jaxppo itself:
                 installs torch and it (Python 3.11, 2 GB)
   lint          check formatting, style and types
   fix           mend the formatting and style that can be mended
+  audit         compare what is installed with the known vulnerabilities (osv.dev), and
+                its licences with those that we allow
 
 The first use of a command makes .venv/ and installs what it needs; later ones start at
 once. A Python other than the one that made .venv/ gets its own, such as .venv-3.13/."""
@@ -66,7 +72,8 @@ def main(command: str = "help", *args: str) -> None:
         os.chdir(ROOT)
         become(python, "-m", "pytest", *TESTS[command], *args)
     elif command in TOOLS:
-        tools = [[environment("lint"), "-m", *tool.split()] for tool in TOOLS[command]]
+        python = environment("audit" if command == "audit" else "lint")
+        tools = [[python, "-m", *tool.split()] for tool in TOOLS[command]]
         sys.exit(any([subprocess.call(tool, cwd=ROOT) for tool in tools]))  # all run
     elif command in ("help", "-h", "--help"):
         print(HELP.format(examples="\n".join(map(summary, EXAMPLES))))

@@ -201,11 +201,12 @@ def interrupted(
     while row.tried + len(pending) < times:
         first = not (out / "config.json").exists()
         process = e.start(*(("--out", out, *e.args) if first else ("--resume", out)))
+        began = time.time()
         in_write = number == signal.SIGKILL and rng.random() < 0.5
         deadline = time.monotonic() + rng.uniform(0.05, 1.0) * e.seconds
-        wait(process, out, deadline, in_write)
+        wait(process, out, deadline, began if in_write else None)
         before = len(read_rows(out))
-        writing = bool(list((out / "checkpoints").glob("*tmp*")))
+        writing = is_written(out, began)
         if process.poll() is None and number == signal.SIGTERM:
             wait_for_rows(process, out, before + 1)  # it holds the signal back by now
         process.send_signal(number)
@@ -233,16 +234,24 @@ def interrupted(
 
 
 def wait(
-    process: subprocess.Popen, out: pathlib.Path, deadline: float, in_write: bool
+    process: subprocess.Popen, out: pathlib.Path, moment: float, writes: float | None
 ) -> None:
-    """Until a moment, or until a checkpoint is being written after it."""
-    while process.poll() is None and time.monotonic() < deadline:
+    """Until a moment, or the first one after it at which a checkpoint is written."""
+    while process.poll() is None and time.monotonic() < moment:
         time.sleep(0.002)
-    end = time.monotonic() + 60
-    while in_write and process.poll() is None and time.monotonic() < end:
-        if list((out / "checkpoints").glob("*tmp*")):
+    end = time.monotonic() + 120
+    while writes and process.poll() is None and time.monotonic() < end:
+        if is_written(out, writes):
             return
         time.sleep(0.0005)
+
+
+def is_written(out: pathlib.Path, since: float) -> bool:
+    """Whether a checkpoint is being written, and was not left unfinished earlier."""
+    with contextlib.suppress(FileNotFoundError):
+        now = (out / "checkpoints").glob("*tmp*")
+        return any(x.stat().st_ctime > since for x in now)
+    return False
 
 
 def wait_for_rows(process: subprocess.Popen, out: pathlib.Path, count: int) -> None:

@@ -32,14 +32,21 @@ class Checkpoints:
             folder: for the checkpoints alone.
             options: what determines the run, as JSON has it.
             keep: how many of them to keep.
+
+        Raises:
+            ValueError: a checkpoint's own description is damaged.
         """
-        self._folder, self._options = folder, options
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=False
-            ),
+        self._folder, self._options = folder.absolute(), options
+        how = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False
         )
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=how)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"a checkpoint in {self._folder} is damaged such that it can't even be "
+                f"passed over ({error}). Delete it to go on from the one before."
+            ) from error
 
     def save(self, step: int, state: Any) -> None:
         """Write a pytree of arrays; when this returns, it is on disk.
@@ -89,8 +96,8 @@ class Checkpoints:
                 self._same_options(step, meta["options"])
                 if meta["tree"] != _layout(like):
                     raise _OtherRun(
-                        f"checkpoint {step} is of a run of another version: its "
-                        "arrays differ in name, shape or dtype."
+                        f"checkpoint {step} in {self._folder} is of a run of another "
+                        "version: its arrays differ in name, shape or dtype."
                     )
                 wanted = ocp.args.StandardRestore(_wanted(like))
                 leaves = self._manager.restore(
@@ -109,8 +116,8 @@ class Checkpoints:
             return step, _tree(like, leaves)
         if steps:
             raise ValueError(
-                f"none of the checkpoints {steps} can be read, as the warnings say. "
-                "To begin again, start a run in another folder."
+                f"none of the checkpoints {steps} in {self._folder} can be read, as "
+                "the warnings say. To begin again, start a run in another folder."
             )
         return None
 

@@ -97,9 +97,15 @@ def read(path: str | Path) -> Source:
         return _sound(_folder(path) if path.is_dir() else _gguf(path))
     except _Unsupported as error:
         raise ValueError(f"{path}: {error}") from None
-    except Exception as error:  # whatever a damaged file makes its reader raise
+    except BaseException as error:  # whatever a damaged file makes its reader raise
+        if isinstance(error, _OURS):
+            raise
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} is damaged or incomplete ({what}).") from error
+
+
+# A panic of a reader in Rust is no Exception, and neither are these.
+_OURS = KeyboardInterrupt, SystemExit, GeneratorExit
 
 
 class _Unsupported(ValueError):
@@ -107,13 +113,16 @@ class _Unsupported(ValueError):
 
 
 def _sound(source: Source) -> Source:
-    """Raises if words and sizes do not fit."""
+    """Raises if words and sizes do not fit, or words can't be used."""
     c, ids = source.config, source.tokenizer.get_vocab().values()
     if max(ids, default=0) >= c.vocab_size:
         raise ValueError(f"words up to {max(ids)}, but {c.vocab_size} of them")
     for i in source.end_ids:
         if type(i) is not int or not 0 <= i < c.vocab_size:
             raise ValueError(f"eos_token_id {i!r} is not in the vocabulary")
+    source.tokenizer.no_truncation()  # prompts are cut, and padded, in one place only
+    source.tokenizer.no_padding()  # by a file's number, it could fill the memory
+    source.tokenizer.decode(source.tokenizer.encode("1 + 2 =\n").ids)
     return source
 
 
@@ -141,15 +150,15 @@ def _fit(config: Config, there: Collection[str], named: Callable[[str], str]) ->
 
 
 def _folder(path: Path) -> Source:
-    raw = json.loads((path / "config.json").read_text("utf-8"))
+    raw = json.loads(_inside(path, "config.json").read_text("utf-8"))
     if raw.get("quantization_config"):
         raise _Unsupported("quantised weights, which this code can't compute with.")
     config = _config(raw)
     files = _safetensors(path)
     _fit(config, files, str)
-    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokenizer = _tokenizer(_inside(path, "tokenizer.json"))
     ends = raw.get("eos_token_id")
-    generation = path / "generation_config.json"
+    generation = _inside(path, "generation_config.json")
     if generation.exists():
         ends = json.loads(generation.read_text("utf-8")).get("eos_token_id", ends)
     ends = () if ends is None else tuple(ends) if isinstance(ends, list) else (ends,)
@@ -167,18 +176,41 @@ def _safetensors(path: Path) -> dict[str, Any]:
     """The open file that each tensor is in."""
     from safetensors import safe_open
 
-    index = path / "model.safetensors.index.json"
+    index = _inside(path, "model.safetensors.index.json")
     names = ["model.safetensors"]
     if index.exists():
         names = sorted({*json.loads(index.read_text("utf-8"))["weight_map"].values()})
-    if any(Path(name).name != name for name in names):
-        raise ValueError("its index names files outside the folder")
     found = {}
     for name in names:
         # "flax" reads bfloat16, which NumPy alone does not have.
-        file = safe_open(path / name, framework="flax", device="cpu")
+        file = safe_open(_inside(path, name), framework="flax", device="cpu")
         found |= dict.fromkeys(file.keys(), file)
     return found
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    raw = json.loads(path.read_text("utf-8"))
+    # Its reader takes as much memory as the map says, and ends the process with it.
+    if "precompiled_charsmap" in json.dumps(raw.get("normalizer")):
+        raise _Unsupported("a normalizer with a map of characters, as of T5.")
+    return Tokenizer.from_str(json.dumps(raw))  # what was looked at, and nothing else
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of a folder, whatever its name says and wherever it links to.
+
+    The hub's cache links to its blobs, two folders up; nothing else may lead out.
+    """
+    file = folder / name
+    inside = file.parent == folder and file.name == name != ".."
+    if inside and file.is_symlink():
+        homes = [folder.resolve()]
+        if homes[0].parent.name == "snapshots":
+            homes.append(homes[0].parents[1] / "blobs")
+        inside = file.resolve().parent in homes
+    if not inside:
+        raise ValueError(f"{name!r} is outside the folder")
+    return file
 
 
 def _config(raw: dict[str, Any]) -> Config:
@@ -259,10 +291,12 @@ def _gguf(path: Path) -> Source:
 
         # pyrefly: ignore[missing-override-decorator]
         def _get(self, offset, dtype, count=1, override_order=None):
-            end = int(offset) + np.dtype(dtype).itemsize * int(count)
+            dtype = np.dtype(dtype).newbyteorder(override_order or self.byte_order)
+            end = int(offset) + dtype.itemsize * int(count)
             if end > len(self.data):
                 raise ValueError(f"it ends at {len(self.data)}, before {end}")
-            return super()._get(int(offset), dtype, count, override_order)
+            # A slice of a memory map is one itself, and takes 3 times as much.
+            return np.asarray(self.data)[int(offset) : end].view(dtype)
 
         # pyrefly: ignore[missing-override-decorator]
         def _get_field_parts(self, orig_offs, raw_type):
@@ -280,6 +314,12 @@ def _gguf(path: Path) -> Source:
             return super()._get_field_parts(orig_offs, raw_type)
 
     reader = Reader(path)
+    end = 0
+    for x in reader.tensors:  # one after another, which llama.cpp asks for, too
+        start = x.data_offset - reader.data_offset
+        if start != end:
+            raise ValueError(f"{x.name} begins at {start}; expected {end}")
+        end += -(-x.n_bytes // int(reader.alignment)) * int(reader.alignment)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     family = fields["general.architecture"]
     if family != "llama":

@@ -1,14 +1,28 @@
 """Rows X01 to X05: what files and a model's answers can do to us."""
 
 import ast
+import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
+from common.checkpoints import Checkpoints
 from llm import tasks
 
 ROOT = Path(__file__).parents[2]
 CODE = sorted([*(ROOT / "jaxppo").rglob("*.py"), *(ROOT / "examples").rglob("*.py")])
+RUN = ROOT / "run.py"  # it makes environments, so it may start programs
+UNPICKLE = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib", "yaml"}
+PARSERS = {"sympy", "numexpr", "asteval", "code", "codeop", "runpy", "imp"}
+NAMES = {"eval", "exec", "compile", "__import__", "breakpoint", "execfile"}
+METHODS = {"parse_expr", "sympify", "literal_eval", "exec_module", "import_string"}
+METHODS |= {"eval", "exec", "run_path", "run_module", "from_pickle", "load_pickle"}
+KEYWORDS = {"allow_pickle", "trust_remote_code", "weights_only", "shell"}
+HARMLESS = {"PathLike", "environ", "replace"}
+PROGRAMS = {"system", "popen", "startfile", "posix_spawn", "fork", "forkpty"}
 ANSWERS = {
     "code": "__import__('os').system('touch owned')",
     "powers": "9**9**9**9",
@@ -21,13 +35,6 @@ ANSWERS = {
 }
 
 
-def calls(tree):
-    """The names of what is called."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            yield getattr(node.func, "id", ""), getattr(node.func, "attr", "")
-
-
 def imports(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -36,16 +43,65 @@ def imports(tree):
             yield node.module.split(".")[0]
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def executes(source):
+    """What in a program could run what it reads: by name, called or not."""
+    tree = ast.parse(source)
+    found = set(imports(tree)) & (UNPICKLE | PARSERS)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            found |= {node.id} & NAMES
+        elif isinstance(node, ast.Attribute):
+            found |= {node.attr} & METHODS | {ast.unparse(node)} & {"torch.load"}
+        elif isinstance(node, ast.keyword):
+            found |= {node.arg} & KEYWORDS
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
+            found |= {ast.unparse(node.args[1]).strip("'")} & (NAMES | METHODS)
+    return found
+
+
+def starts(source):
+    """What in a program could start another one."""
+    tree = ast.parse(source)
+    found = set(imports(tree)) & {"subprocess", "pty", "pexpect", "sh", "ctypes"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "os":
+            runs = node.attr in PROGRAMS or node.attr.startswith(("exec", "spawn"))
+            found |= {node.attr} if runs else set()
+        elif isinstance(node, ast.ImportFrom) and node.module == "os":
+            found |= {alias.name for alias in node.names} - HARMLESS
+    return found
+
+
+@pytest.mark.parametrize("path", [*CODE, RUN], ids=lambda p: str(p.relative_to(ROOT)))
 def test_X01_nothing_unpickles_and_X05_nothing_evaluates(path):
-    tree = ast.parse(path.read_text("utf-8"))
-    found = set(imports(tree))
-    assert not found & {"pickle", "cloudpickle", "dill", "shelve", "marshal", "sympy"}
-    for name, method in calls(tree):
-        assert name not in ("eval", "exec", "compile", "__import__")
-        assert method not in ("parse_expr", "sympify", "literal_eval")
-    source = path.read_text("utf-8")
-    assert "trust_remote_code" not in source and "allow_pickle=True" not in source
+    assert not executes(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from cloudpickle import loads",
+        "def f():\n    import marshal",
+        "eval(text)",
+        "f = eval",
+        "run = {'x': exec}",
+        "compile(text, '', 'eval')",
+        "__import__(name)",
+        "getattr(builtins, 'eval')(text)",
+        "builtins.exec(text)",
+        "np.load(path, allow_pickle=True)",
+        "torch.load(path)",
+        "AutoModel.from_pretrained(name, trust_remote_code=True)",
+        "AutoModel.from_pretrained(name, **dict(trust_remote_code=True))",
+        "ast.literal_eval(text)",
+        "sympy.parse_expr(text)",
+        "spec.loader.exec_module(module)",
+        "subprocess.run(text, shell=True)",
+    ],
+)
+def test_X01_the_check_itself_can_fail(source):
+    assert executes(source)
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
@@ -60,9 +116,97 @@ def test_X03_answers_are_not_executed(name, answer, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_X04_no_example_starts_a_program():
+GYM = """
+import json, os, sys, time, warnings
+warnings.simplefilter("ignore")
+from llm import tasks
+from reasoning_gym.factory import DATASETS
+answers = json.loads(sys.stdin.read())
+os.chdir(sys.argv[1])
+scored, refused = 0, []
+for name in sorted(DATASETS):
+    try:
+        task = tasks.task(f"reasoning-gym:{name}")
+    except (PermissionError, ValueError, AssertionError) as error:
+        refused.append(f"{name}: {error}")
+        continue
+    answer = task.problems("0", 1, False)[0].answer
+    for kind, text in answers.items():
+        start = time.process_time()
+        try:
+            score = task.reward(answer, text)
+        except PermissionError:
+            raise
+        except Exception:  # the scorer of this task says so of what is no answer
+            score = 0
+        assert 0 <= score < 0.5, (name, kind, score)
+        took = time.process_time() - start
+        assert took < (0.2 if kind.endswith("whole") else 3), (name, kind, took)
+    scored += 1
+assert not os.listdir(), os.listdir()
+print()  # some scorers print
+print(json.dumps([scored, refused]))
+"""
+
+
+LONG = {name: text for name, text in ANSWERS.items() if len(text) > 10**5}
+
+
+def test_X03_reasoning_gym_executes_no_answer_either(tmp_path, environment):
+    """Every task of it: what scores by running the answer, or anything, is refused."""
+    pytest.importorskip("reasoning_gym")
+    more = {"list": "[" * 60_000, "factorial": "factorial(99999999)"}
+    more |= {name: text[:60_000] for name, text in ANSWERS.items()}  # and whole:
+    more |= {f"{name}, whole": text for name, text in LONG.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", GYM, str(tmp_path)],
+        **dict(input=json.dumps(more), capture_output=True, text=True),
+        **dict(env=environment | {"PYTHONPATH": str(ROOT / "examples")}),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    scored, refused = json.loads(done.stdout.splitlines()[-1])
+    code = [x for x in refused if "runs answers as code, which is refused" in x]
+    assert scored > 80 and len(code) >= 10 and len(refused) <= 15
+    assert any("game_of_life_halting: any text" in x for x in refused)
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_X04_no_example_starts_a_program(path):
     """Nothing that a model wrote can: there is no shell, and no interpreter, to ask."""
-    for path in CODE:
-        tree = ast.parse(path.read_text("utf-8"))
-        assert "subprocess" not in set(imports(tree)), path
-        assert not {m for _, m in calls(tree)} & {"system", "popen", "execv"}, path
+    assert not starts(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import subprocess",
+        "os.system(text)",
+        "os.popen(text)",
+        "os.execv(path, [path])",
+        "os.spawnl(0, text)",
+        "from os import execvp",
+    ],
+)
+def test_X04_the_check_itself_can_fail(source):
+    assert starts(source)
+
+
+def test_X01_a_checkpoint_that_misdescribes_itself(tmp_path):
+    """Orbax reads the descriptions of all of them when it opens the folder."""
+    kept = Checkpoints(tmp_path / "run", {})
+    kept.save(1, {"x": jnp.ones(3)})
+    kept.close()
+    path = tmp_path / "run" / "1" / "_CHECKPOINT_METADATA"
+    sound = json.loads(path.read_text())
+    path.write_text(json.dumps(sound | {"custom_metadata": 3}))
+    with pytest.raises(ValueError, match=f"a checkpoint in {tmp_path}/run is damaged"):
+        Checkpoints(tmp_path / "run", {})
+    path.write_text(json.dumps(sound))
+    path.with_name("meta").joinpath("metadata").write_text("{}")
+    kept = Checkpoints(tmp_path / "run", {})
+    with (
+        pytest.warns(UserWarning, match="checkpoint 1 is damaged"),
+        pytest.raises(ValueError, match=rf"the checkpoints \[1\] in {tmp_path}/run"),
+    ):
+        kept.restore({"x": jnp.ones(3)})
+    kept.close()
