@@ -38,6 +38,7 @@ def masked_sum(
       3.0
     """
     (x,) = _checks.arrays("masked_sum", mask, x=x)
+    _checks.axis("masked_sum", axis, x=x)
     return jnp.sum(x, axis, keepdims=keepdims)
 
 
@@ -73,6 +74,7 @@ def masked_mean(
              [5. ]], dtype=float32)
     """
     (x,) = _checks.arrays("masked_mean", mask, x=x)
+    _checks.axis("masked_mean", axis, x=x)
     keep = _checks.valid("masked_mean", mask, x=x)
     ones = jnp.ones(x.shape, jnp.int32) if keep is None else keep.astype(jnp.int32)
     # In int32: float32 counters stop at 2^24 tokens.
@@ -109,6 +111,7 @@ def masked_max(
       Array([2., 5.], dtype=float32)
     """
     (x,) = _checks.arrays("masked_max", mask, x=x)
+    _checks.axis("masked_max", axis, x=x)
     keep = _checks.valid("masked_max", mask, x=x)
     return jnp.max(x, axis, keepdims=keepdims, initial=-jnp.inf, where=keep)
 
@@ -200,14 +203,29 @@ def whiten(
     ddof = _checks.number("whiten", "ddof", ddof, "[0, inf)", x.dtype)
     eps = _checks.number("whiten", "eps", eps, "[0, inf)", x.dtype)
     centred, count = _centred("whiten", x, mask)
-    variance = _variance(centred, count, ddof)
+    largest = jnp.max(jnp.abs(x), initial=0)
+    unit = power_of_two(largest)
+    variance = _variance(centred / unit, count, ddof)
     # Entries that differ in their last bit only are equal, and 0; dividing them by 1
     # and not by 0 makes their gradient finite, too.
-    rounding = jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), initial=0)
+    rounding = jnp.finfo(x.dtype).eps * (largest / unit)
     equal = variance <= rounding**2
-    return jnp.where(
-        equal, 0, centred / (jnp.sqrt(jnp.where(equal, 1, variance)) + eps)
-    )
+    std = unit * jnp.sqrt(jnp.where(equal, 1, variance))
+    return jnp.where(equal, 0, centred / (std + eps))
+
+
+def power_of_two(largest: Array) -> Array:
+    """The power of two below numbers of this size, which they are divided by exactly.
+
+    What is squared after that neither overflows (past 1e19) nor vanishes (below 1e-19),
+    and no bit changes where it would not have. 1 for 0, inf and NaN; constant.
+    """
+    largest = jax.lax.stop_gradient(largest)
+    integer = jnp.int64 if largest.dtype == jnp.float64 else jnp.int32
+    bits = lambda x: jax.lax.bitcast_convert_type(x, integer)
+    exponent = bits(jnp.abs(largest)) & bits(jnp.full_like(largest, jnp.inf))
+    power = jax.lax.bitcast_convert_type(exponent, largest.dtype)
+    return jnp.where((power > 0) & (power < jnp.inf), power, 1)
 
 
 def _count(fn: str, x: Array, mask: Mask | None) -> Array:

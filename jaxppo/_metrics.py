@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import _checks
-from ._masked import masked_variance
+from ._masked import masked_variance, power_of_two
 from ._types import Mask, Max, Min, PerSequence, PerToken, Scalar
 
 
@@ -252,6 +252,9 @@ def explained_variance(
         "explained_variance", mask, values=values, returns=returns
     )
     values, returns = jax.lax.stop_gradient((values, returns))
-    total = masked_variance(returns, mask)
-    rest = masked_variance(returns - values, mask)
+    # In units of their size, whose squares can be neither 0 nor infinite.
+    largest = jnp.max(jnp.abs(returns), initial=0)
+    rest = returns - values
+    unit = power_of_two(jnp.maximum(largest, jnp.max(jnp.abs(rest), initial=0)))
+    total, rest = (masked_variance(x / unit, mask) for x in (returns, rest))
     return jnp.where(total == 0, 0, 1 - rest / jnp.where(total == 0, 1, total))

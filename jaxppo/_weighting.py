@@ -250,8 +250,7 @@ def vespo_weights(
     lambda_ = jnp.where(good, lambda_, lambda_negative)
     weights = jnp.exp(k * x + lambda_ * (1 - jnp.exp(x)))
     keep = _checks.valid(fn, mask, log_ratio=log_ratio)
-    if keep is None:
-        return weights
+    keep = jnp.ones(log_ratio.shape, bool) if keep is None else keep
     return jnp.where(jnp.any(keep, -1, keepdims=True), weights, 0)
 
 
