@@ -28,7 +28,7 @@ def masked_sum(
       under the mask, NaN included, changes neither value nor gradient.
 
     Raises:
-      TypeError: x is not floating point, or the mask is.
+      TypeError: x is not floating point, the mask is, or axis is not an integer.
       ValueError: the mask is of another shape than x, or there is no such axis.
 
     Example:
@@ -62,7 +62,7 @@ def masked_mean(
       that is to merge over microbatches or devices, use `token_mean`.
 
     Raises:
-      TypeError: x is not floating point, or the mask is.
+      TypeError: x is not floating point, the mask is, or axis is not an integer.
       ValueError: the mask is of another shape than x, or there is no such axis.
 
     Example:
@@ -101,7 +101,7 @@ def masked_max(
       x's shape without `axis`, in float32 at least; -inf where nothing counts.
 
     Raises:
-      TypeError: x is not floating point, or the mask is.
+      TypeError: x is not floating point, the mask is, or axis is not an integer.
       ValueError: the mask is of another shape than x, or there is no such axis.
 
     Example:

@@ -382,6 +382,18 @@ def test_numbers_are_numbers(fn, name, interval):
             )
 
 
+@each_number
+def test_numbers_are_real(fn, name, interval):
+    call_of, inputs = call(fn)
+    for kind in (np.complex64(0.2), np.array("a"), np.array(None), jnp.array(0.2j)):
+        said = message(TypeError, call_of, **inputs | {name: kind})
+        assert said == (
+            f"{fn.__name__}: `{name}` has dtype {kind.dtype}; expected a real number."
+        )
+    said = message(ValueError, call_of, **inputs | {name: 10**400})
+    assert said.startswith(f"{fn.__name__}: `{name}` = 1000")
+
+
 GROUPED = [
     *(jaxppo.group_advantages, jaxppo.leave_one_out_advantages),
     *(jaxppo.leave_one_out_std, jaxppo.pass_at_k_advantages, jaxppo.varied_groups),
@@ -440,6 +452,47 @@ def test_groups_are_given_once(fn):
             ValueError,
             ["both `bootstrap_value` and `next_values`", "pass `next_values` alone"],
         ),
+        *[
+            (
+                jaxppo.ppo_loss,
+                LOSS | {name: -1.0},
+                ValueError,
+                [f"`{name}` = -1.0; expected a number in"],
+            )
+            for name in ("value_coef", "clip_eps")
+        ],
+        (
+            jaxppo.ppo_loss,
+            LOSS | dict(old_values=ROWS),
+            ValueError,
+            ["`old_values` has shape (2,)"],
+        ),
+        (
+            jaxppo.ppo_loss,
+            LOSS | dict(value_clip_eps=0.0),
+            ValueError,
+            ["`value_clip_eps` = 0.0; expected a number in (0, inf]"],
+        ),
+        *[
+            (fn, dict(x=X, axis=axis), error, [f"`axis` = {axis!r}", *more])
+            for fn in (jaxppo.masked_sum, jaxppo.masked_mean, jaxppo.masked_max)
+            for axis, error, *more in [
+                (2, ValueError, "`x` has shape (2, 3)"),
+                (-3, ValueError, "`x` has shape (2, 3)"),
+                (1.0, TypeError, "expected an integer"),
+                ("time", TypeError, "expected an integer"),
+                (True, TypeError, "expected an integer"),
+            ]
+        ],
+        *[
+            (fn, dict(x=ROWS) | grid, ValueError, [f"`{name}` = ", "increasing"])
+            for fn, name in [(jaxppo.two_hot, "support"), (jaxppo.hl_gauss, "edges")]
+            for points in ([0.0, 0.0, 1.0], [1.0, 0.0], [0.0, NAN, 1.0])
+            for grid in [
+                {name: np.float32(points)}
+                | ({"sigma": 0.5} if fn is jaxppo.hl_gauss else {})
+            ]
+        ],
         (
             jaxppo.unbiased_gradient_kl,
             dict(log_ratio=X, estimator="k3"),

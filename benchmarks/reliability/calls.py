@@ -13,6 +13,7 @@ made again from the seed and its number. Leaves calls.json and calls.md.
 
 import collections
 import dataclasses
+import json
 import multiprocessing
 import pathlib
 import sys
@@ -63,7 +64,16 @@ def main(o: Options) -> None:
     if o.quick:
         o = dataclasses.replace(o, calls=300)
     o.out.mkdir(parents=True, exist_ok=True)
-    found = list(tqdm(outcomes(o), total=o.calls, unit=" calls", smoothing=0.02))
+    log = o.out / "calls.jsonl"  # an interrupted run goes on from it
+    found = [json.loads(x) for x in log.open()] if log.exists() else []
+    left = dataclasses.replace(
+        o, first=o.first + len(found), calls=o.calls - len(found)
+    )
+    with log.open("a", 1) as file, tqdm(total=left.calls, unit=" calls") as bar:
+        for outcome in outcomes(left):
+            found.append(outcome)
+            file.write(json.dumps(outcome) + "\n")
+            bar.update()
     bad = [x for x in found if x["outcome"] in BAD]
     counts = collections.Counter(x["outcome"] for x in found)
     by_kind, by_function = (counted(found, by) for by in ("kind", "function"))
@@ -159,7 +169,7 @@ def judged(call: Any) -> tuple[str, str]:
 
     bad = call.touched if call.right else contract.offences(call.fn, call.given)
     try:
-        out = jax.block_until_ready(call.fn(**call.given))
+        out = jax.block_until_ready((call.run or call.fn)(**call.given))
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
         if not bad:
