@@ -252,9 +252,10 @@ def explained_variance(
         "explained_variance", mask, values=values, returns=returns
     )
     values, returns = jax.lax.stop_gradient((values, returns))
-    # In units of their size, whose squares can be neither 0 nor infinite.
-    largest = jnp.max(jnp.abs(returns), initial=0)
     rest = returns - values
-    unit = power_of_two(jnp.maximum(largest, jnp.max(jnp.abs(rest), initial=0)))
-    total, rest = (masked_variance(x / unit, mask) for x in (returns, rest))
-    return jnp.where(total == 0, 0, 1 - rest / jnp.where(total == 0, 1, total))
+    # Each in units of its size, whose squares can be neither 0 nor infinite.
+    units = [power_of_two(jnp.max(jnp.abs(x), initial=0)) for x in (returns, rest)]
+    total = masked_variance(returns / units[0], mask)
+    share = masked_variance(rest / units[1], mask) / jnp.where(total == 0, 1, total)
+    times = units[1] / units[0]
+    return jnp.where(total == 0, 0, 1 - share * times * times)

@@ -23,9 +23,7 @@ AGGREGATORS = dict(
 RATIOS = dict(token=jaxppo.log_ratio, sequence=jaxppo.sequence_log_ratio)
 
 EXAMPLES = int(os.environ.get("JAXPPO_EXAMPLES", 25))
-lawful = settings(
-    max_examples=EXAMPLES, derandomize=True, deadline=None, database=None
-)
+lawful = settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 masks = hnp.arrays(bool, SHAPE)
 places = st.integers(0, TIME)

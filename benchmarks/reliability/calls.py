@@ -24,8 +24,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import measure
 
@@ -143,7 +142,9 @@ def work(connection: Any, seed: int, start: int, stop: int) -> None:
 
 def lost(seed: int, index: int, outcome: str) -> dict[str, Any]:
     """Of a call that has not come back."""
-    return dict(index=index, seed=seed, function="?", kind="?", outcome=outcome, detail="")
+    return dict(
+        index=index, seed=seed, function="?", kind="?", outcome=outcome, detail=""
+    )
 
 
 def made(seed: int, index: int) -> dict[str, Any]:
@@ -155,7 +156,11 @@ def made(seed: int, index: int) -> dict[str, Any]:
         call = odd.draw(seed, index)
         outcome, detail = judged(call)
     return dict(
-        index=index, function=call.name, kind=str(call.kind), outcome=outcome, detail=detail
+        index=index,
+        function=call.name,
+        kind=str(call.kind),
+        outcome=outcome,
+        detail=detail,
     )
 
 

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-TESTS = pathlib.Path(__file__).parents[2] / "tests"
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tests"))
 
 import cases
 import oracles
@@ -114,7 +114,9 @@ def _fits(spec: str, shape: tuple[int, ...], bound: dict[str, Any]) -> bool:
         shape = shape[len(head) :]
     if len(shape) != len(names):
         return False
-    sizes = [bound.setdefault(k, n) if k.isalpha() else int(k) for k, n in _zip(names, shape)]
+    sizes = [
+        bound.setdefault(k, n) if k.isalpha() else int(k) for k, n in _zip(names, shape)
+    ]
     return sizes == list(shape)
 
 
@@ -293,9 +295,12 @@ def answer(fn: Any, given: Mapping[str, Any]) -> Any:
     first = next(x for x in given.values() if isinstance(x, np.ndarray))
     if fn.__name__ in ("rejection_mask", "length_adaptive_lambda"):
         first = given["mask"]
-    rows = first.shape[:-1] if "mask:*r" in SHAPES.get(fn.__name__, "") or (
-        fn.__name__ in ("token_log_probs", "head_kl", "selective_log_softmax")
-    ) else first.shape
+    rows = (
+        first.shape[:-1]
+        if "mask:*r" in SHAPES.get(fn.__name__, "")
+        or (fn.__name__ in ("token_log_probs", "head_kl", "selective_log_softmax"))
+        else first.shape
+    )
     if "mask" in parameters:
         mask = np.asarray(given.get("mask", np.ones(rows, bool)))
         given["mask"] = mask.astype(bool)
@@ -308,7 +313,9 @@ def answer(fn: Any, given: Mapping[str, Any]) -> Any:
     line = SHAPES.get(fn.__name__, "")
     alone = "*r" in line and not rows  # a row without a batch: of one
     if alone:
-        grids = {part.split(":")[0].strip() for part in line.split(",") if "*" not in part}
+        grids = {
+            part.split(":")[0].strip() for part in line.split(",") if "*" not in part
+        }
         spread = lambda k, x: isinstance(x, np.ndarray) and k not in grids
         given = {k: x[None] if spread(k, x) else x for k, x in given.items()}
     try:

@@ -260,8 +260,10 @@ def of_dtype(rng: np.random.Generator, case: Case, given: Given) -> set[str] | N
     dtype = np.dtype(DTYPES[rng.integers(len(DTYPES))])
     try:
         with np.errstate(all="ignore"):
-            given[name] = x.astype(np.float32).astype(dtype) if dtype.kind != "M" else (
-                np.zeros(x.shape, dtype)
+            given[name] = (
+                x.astype(np.float32).astype(dtype)
+                if dtype.kind != "M"
+                else (np.zeros(x.shape, dtype))
             )
     except (TypeError, ValueError):
         return None
@@ -339,7 +341,10 @@ def of_company(rng: np.random.Generator, case: Case, given: Given) -> set[str] |
         ways += [{"axis": axis} for axis in (5, -6, "time", 1.0, True)]
     if case.fn is jaxppo.ppo_loss:
         ways += [{k: None} for k in given if parameters[k].default is None]
-        ways += [{"values": None, "returns": None}, {"values": None, "value_coef": -1.0}]
+        ways += [
+            {"values": None, "returns": None},
+            {"values": None, "value_coef": -1.0},
+        ]
         ways += [{"values": None, "returns": None, "old_values": None}]
     if not ways:
         return None

@@ -113,7 +113,7 @@ OTHERS = [
         jaxppo.learner,
         dict(loss_fn=squares, tx=optax.sgd(0.1)),
         dict.fromkeys(["num_epochs", "num_minibatches", "num_microbatches"], COUNTS)
-        | dict(minibatch_target_kl=(*NUMBERS, 0), epoch_target_kl=(*NUMBERS, -1)),
+        | dict(minibatch_target_kl=(-1.0, "0.1", 1j, 0), epoch_target_kl=("a", -1)),
         moved,
     ),
     Other(
@@ -123,7 +123,13 @@ OTHERS = [
             **dict(loss_fn=chosen, targets=jnp.array([1, 4])),
         ),
         dict(
-            hidden=(jnp.ones((2, 4)), jnp.ones(3, int), None, [1.0], jnp.ones((2, 2, 3))),
+            hidden=(
+                jnp.ones((2, 4)),
+                jnp.ones(3, int),
+                None,
+                [1.0],
+                jnp.ones((2, 2, 3)),
+            ),
             unembed=(jnp.ones((5, 4)), jnp.ones(3), jnp.ones((5, 3), int), None),
             targets=(jnp.ones(2), jnp.ones(3, int), None, jnp.array([[1], [4]])),
             mask=(jnp.ones(2), jnp.ones(3, bool), [True, True]),

@@ -3,7 +3,6 @@
 Each is decided by what the documentation says and by the oracles in float64.
 """
 
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -50,8 +49,10 @@ PLANTED = {  # what is broken, and what it is broken into
     ),
     "a message": (
         "binary_tv",
-        lambda fn: lambda log_probs, old_log_probs, mask=None: fn(
-            *jax.numpy.broadcast_arrays(log_probs, old_log_probs), mask
+        lambda fn: (
+            lambda log_probs, old_log_probs, mask=None: fn(
+                *jax.numpy.broadcast_arrays(log_probs, old_log_probs), mask
+            )
         ),
     ),
     "a mask": (
