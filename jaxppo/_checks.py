@@ -112,6 +112,12 @@ def number(fn: str, name: str, value: Any, interval: str, dtype: Any) -> jax.Arr
     return jnp.asarray(value, dtype)
 
 
+def upwards(low: Any, *, positive: bool = False) -> str:
+    """The interval from a checked number on; a traced one may be anything from 0."""
+    least = 0 if isinstance(low, jax.core.Tracer) else low + 0  # True is 1
+    return "(0, inf]" if positive and not least else f"[{least}, inf]"
+
+
 def count(fn: str, name: str, value: Any) -> None:
     """Checks a static count: a Python or NumPy integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

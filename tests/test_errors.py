@@ -659,6 +659,26 @@ def test_nothing_depends_on_assert():
             ValueError,
             ["band_weights", "`high` = 2.0", "[3.0, inf]"],
         ),
+        (  # a bound may be anything that is a number, to be compared with
+            lambda x: jaxppo.truncated_weights(x, floor=True, cap=0.5),
+            ValueError,
+            ["truncated_weights", "`cap` = 0.5", "[1, inf]"],
+        ),
+        (
+            lambda x: jaxppo.length_adaptive_lambda(None),
+            TypeError,
+            ["length_adaptive_lambda", "`mask` is None"],
+        ),
+        (
+            lambda x: jaxppo.accumulate_grads("loss", x, {"x": x}),
+            TypeError,
+            ["accumulate_grads", "`loss_fn` is 'loss'; expected a function"],
+        ),
+        (
+            lambda x: jaxppo.check_progress(x),
+            TypeError,
+            ["check_progress", "`state` is a ", "TrainState"],
+        ),
         (
             lambda x: jaxppo.ppo_loss(x, x, x, ref_log_probs=x, kl=jnp.sum),
             ValueError,
