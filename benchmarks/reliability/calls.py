@@ -35,10 +35,11 @@ OUTCOMES = {
     "unclear": "another error",
     "refused": "an error, though the call is good",
     "wrong": "silently: another answer, or one where there is none",
+    "unjudged": "a fault of this benchmark",
     "hang": "no answer in a minute",
     "crash": "of the interpreter",
 }
-BAD = ("unclear", "refused", "wrong", "hang", "crash")
+BAD = ("unclear", "refused", "wrong", "unjudged", "hang", "crash")
 PATIENCE = 90  # seconds without a word: compiling takes a few
 
 
@@ -137,7 +138,10 @@ def outcomes(o: Options) -> Any:
 def work(connection: Any, seed: int, start: int, stop: int) -> None:
     """Make calls, and say of each how it ended."""
     for index in range(start, stop):
-        connection.send(made(seed, index))
+        try:
+            connection.send(made(seed, index))
+        except Exception as error:  # a fault of ours, not of the library
+            connection.send(lost(seed, index, "unjudged") | {"detail": repr(error)})
 
 
 def lost(seed: int, index: int, outcome: str) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def interval(fn: Any, name: str, given: Mapping[str, Any]) -> str | None:
     if (fn.__name__, name) in FROM:
         lower = FROM[fn.__name__, name]
         low = given.get(lower, inspect.signature(fn).parameters[lower].default)
-        if not is_number(low):
+        if not (is_number(low) and inside(low, "[-inf, inf]")):
             low = 0.0
         strict = fn.__name__ == "truncated_weights" and not low
         return f"{'(' if strict else '['}{float(low)}, inf]"

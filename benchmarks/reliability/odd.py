@@ -398,7 +398,7 @@ def _valid(rng: np.random.Generator, given: Given, x: Any) -> Any:
 
 # A discount or lambda of 0 forgets what it led to; a flag is 0 or 1 of any number.
 QUIET = {"clip_fraction", "clip_fraction_lower", "clip_fraction_upper"}
-QUIET |= {"bound_fraction", "two_hot", "hl_gauss"}
+QUIET |= {"bound_fraction", "two_hot", "hl_gauss", "optimal_token_baseline"}
 
 
 BY_COMPANY = jaxppo.pass_at_k_advantages, jaxppo.leave_one_out_std
@@ -415,7 +415,8 @@ def of_nan(rng: np.random.Generator, case: Case, given: Given) -> set[str] | Non
         return None
     where = _valid(rng, given, given[name])
     small = given.get("group_size", 1) < 4 or given["mask"] is not None
-    if where is None or (small and case.fn in BY_COMPANY):
+    empty = any(0 in np.shape(x) for x in given.values() if hasattr(x, "shape"))
+    if where is None or empty or (small and case.fn in BY_COMPANY):
         return None  # a sample without others has 0, whatever its reward
     given[name] = _set(given[name], where, np.nan)
     return {name}
