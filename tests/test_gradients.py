@@ -131,8 +131,7 @@ def test_gradients_under_transforms(case, unchecked):
                 )
 
 
-# Those whose Hessian the documentation speaks of: made once, by hand.
-ONCE = {"token_log_probs", "token_log_probs-cached", "head_kl", "selective_log_softmax"}
+ONCE = {"selective_log_softmax"}  # as its documentation says
 
 
 @pytest.mark.parametrize("case", DIFFERENTIATED, ids=str)
