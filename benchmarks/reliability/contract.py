@@ -292,7 +292,8 @@ def answer(fn: Any, given: Mapping[str, Any]) -> Any:
         if x is not None
     }
     parameters = inspect.signature(fn).parameters
-    first = next(x for x in given.values() if isinstance(x, np.ndarray))
+    arrays = (x for k, x in given.items() if k != "key")
+    first = next(x for x in arrays if isinstance(x, np.ndarray))
     if fn.__name__ in ("rejection_mask", "length_adaptive_lambda"):
         first = given["mask"]
     rows = (
