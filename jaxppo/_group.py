@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import _checks, _segments
-from ._masked import power_of_two
 from ._types import Scalar
+from ._units import power_of_two
 
 Rewards = Float[Array, "*b n"]
 SampleMask = Bool[Array, "*b n"] | Integer[Array, "*b n"]
@@ -322,8 +322,8 @@ def _divided(g: _Groups, x: Array, ddof: Scalar, eps: Array) -> Array:
     unit, freedom = power_of_two(g.largest), g.count - ddof
     variance = g.sum((g.centred / unit) ** 2) / jnp.where(freedom > 0, freedom, 1)
     equal = (variance <= (_rounding(g) / unit) ** 2) | (freedom <= 0)
-    std = unit * jnp.sqrt(jnp.where(equal, 1, variance))
-    return jnp.where(equal, 0, x / (std + eps))
+    std = jnp.sqrt(jnp.where(equal, 1, variance)) + eps / unit
+    return jnp.where(equal, 0, x / unit / std)
 
 
 def _with_singletons(fn: str, g: _Groups, x: Array, singleton: Scalar) -> Array:

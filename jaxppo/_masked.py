@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from . import _checks
 from ._types import Mask, PerToken, Scalar
+from ._units import power_of_two
 
 
 def masked_sum(
@@ -210,22 +211,8 @@ def whiten(
     # and not by 0 makes their gradient finite, too.
     rounding = jnp.finfo(x.dtype).eps * (largest / unit)
     equal = variance <= rounding**2
-    std = unit * jnp.sqrt(jnp.where(equal, 1, variance))
-    return jnp.where(equal, 0, centred / (std + eps))
-
-
-def power_of_two(largest: Array) -> Array:
-    """The power of two below numbers of this size, which they are divided by exactly.
-
-    What is squared after that neither overflows (past 1e19) nor vanishes (below 1e-19),
-    and no bit changes where it would not have. 1 for 0, inf and NaN; constant.
-    """
-    largest = jax.lax.stop_gradient(largest)
-    integer = jnp.int64 if largest.dtype == jnp.float64 else jnp.int32
-    bits = lambda x: jax.lax.bitcast_convert_type(x, integer)
-    exponent = bits(jnp.abs(largest)) & bits(jnp.full_like(largest, jnp.inf))
-    power = jax.lax.bitcast_convert_type(exponent, largest.dtype)
-    return jnp.where((power > 0) & (power < jnp.inf), power, 1)
+    std = jnp.sqrt(jnp.where(equal, 1, variance)) + eps / unit
+    return jnp.where(equal, 0, centred / unit / std)
 
 
 def _count(fn: str, x: Array, mask: Mask | None) -> Array:

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import _checks
-from ._masked import masked_variance, power_of_two
+from ._masked import masked_variance
 from ._types import Mask, Max, Min, PerSequence, PerToken, Scalar
+from ._units import power_of_two
 
 
 def clip_fraction(
