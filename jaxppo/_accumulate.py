@@ -45,7 +45,8 @@ def accumulate_grads(
       merged over microbatches and devices, undivided.
 
     Raises:
-      TypeError: loss_fn does not return a `Mean` (or dict of them) and metrics.
+      TypeError: loss_fn is not a function, or does not return a `Mean` (or dict of
+        them) and metrics.
       ValueError: num_microbatches does not divide the rows, rows differ among the
         batch's leaves, or the batch varies over a mesh axis that `axis_name` leaves
         out.
@@ -62,6 +63,7 @@ def accumulate_grads(
       (Array(4., dtype=float32), Array(8., dtype=float32))
     """
     fn = "accumulate_grads"
+    _checks.function(fn, "loss_fn", loss_fn, "loss_fn(params, batch)")
     _checks.count(fn, "num_microbatches", num_microbatches)
     _checks.rows(fn, batch, num_microbatches=num_microbatches)
     _check_axes(fn, batch, axis_name)

@@ -234,7 +234,8 @@ def length_adaptive_lambda(
     """
     fn = "length_adaptive_lambda"
     keep = _checks.valid(fn, mask, mask=mask)
-    keep = jnp.asarray(mask).astype(bool) if keep is None else keep
+    if keep is None:
+        raise TypeError(f"{fn}: `mask` is None; pass the mask of the sequences.")
     _checks.has_time(fn, mask=keep)
     alpha = _checks.number(fn, "alpha", alpha, "(0, inf)", jnp.result_type(float))
     length = jnp.sum(keep, -1, keepdims=True, dtype=jnp.int32).astype(alpha.dtype)

@@ -4,6 +4,7 @@ Every public function sends its arrays through `arrays`, which checks dtype and 
 brings half precision up to float32, and replaces what the mask leaves out by zero.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -93,15 +94,28 @@ def number(fn: str, name: str, value: Any, interval: str, dtype: Any) -> jax.Arr
             f"{fn}: `{name}` has shape {np.shape(value)}; expected a number. To try "
             "several, `jax.vmap` over it."
         )
+    kind = getattr(value, "dtype", np.float64)
+    real = jnp.issubdtype(kind, np.floating) or jnp.issubdtype(kind, np.integer)
+    if not real and kind != np.bool_:
+        raise TypeError(f"{fn}: `{name}` has dtype {kind}; expected a real number.")
     if isinstance(value, jax.core.Tracer):
         return value.astype(dtype)
     low, high = map(float, interval[1:-1].split(","))
-    known = np.asarray(value)
+    try:
+        known = float(value)
+    except OverflowError:  # an integer that no float holds
+        known = math.nan
     above = low <= known if interval[0] == "[" else low < known
     below = known <= high if interval[-1] == "]" else known < high
-    if not np.all(above & below):
+    if not (above and below):
         raise ValueError(f"{fn}: `{name}` = {value}; expected a number in {interval}.")
     return jnp.asarray(value, dtype)
+
+
+def upwards(low: Any, *, positive: bool = False) -> str:
+    """The interval from a checked number on; a traced one may be anything from 0."""
+    least = 0 if isinstance(low, jax.core.Tracer) else low + 0  # True is 1
+    return "(0, inf]" if positive and not least else f"[{least}, inf]"
 
 
 def count(fn: str, name: str, value: Any) -> None:
@@ -166,6 +180,20 @@ def _hint(
     else:
         return ""
     return f" (did you mean `{fix}`?)"
+
+
+def axis(fn: str, value: Any, **named: Any) -> None:
+    """Checks that an array has this axis, or that None is asked for."""
+    ((name, x),) = named.items()
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{fn}: `axis` = {value!r}; expected an integer or None.")
+    if not -x.ndim <= value < x.ndim:
+        raise ValueError(
+            f"{fn}: `axis` = {value}, but `{name}` has shape {x.shape}; pass one of "
+            "its axes (-1 is time), or None for all."
+        )
 
 
 def has_time(fn: str, **named: Any) -> None:

@@ -41,15 +41,10 @@ def truncated_weights(
       Array([0.5, 2. ], dtype=float32)
     """
     (x,) = _checks.arrays("truncated_weights", log_ratio=log_ratio)
-    least = 0 if isinstance(floor, jax.core.Tracer) else floor
-    floor = _checks.number("truncated_weights", "floor", floor, "[0, inf)", x.dtype)
-    cap = _checks.number(
-        "truncated_weights",
-        "cap",
-        cap,
-        f"[{least}, inf]" if least else "(0, inf]",
-        x.dtype,
-    )
+    fn, least = "truncated_weights", floor
+    floor = _checks.number(fn, "floor", floor, "[0, inf)", x.dtype)
+    above = _checks.upwards(least, positive=True)
+    cap = _checks.number(fn, "cap", cap, above, x.dtype)
     return jax.lax.stop_gradient(jnp.clip(jnp.exp(x), floor, cap))
 
 
@@ -79,9 +74,9 @@ def band_weights(
       Array([0. , 0.5, 0. ], dtype=float32)
     """
     (x,) = _checks.arrays("band_weights", log_ratio=log_ratio)
-    least = 0 if isinstance(low, jax.core.Tracer) else low
+    least = low
     low = _checks.number("band_weights", "low", low, "[0, inf)", x.dtype)
-    high = _checks.number("band_weights", "high", high, f"[{least}, inf]", x.dtype)
+    high = _checks.number("band_weights", "high", high, _checks.upwards(least), x.dtype)
     ratio = jax.lax.stop_gradient(jnp.exp(x))
     return jnp.where((ratio < low) | (ratio > high), 0, ratio)  # keeps a NaN in sight
 

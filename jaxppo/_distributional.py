@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 from . import _checks
@@ -27,7 +28,7 @@ def two_hot(x: Rows, support: Float[Array, " k"]) -> Bins:
 
     Raises:
       TypeError: an array is not floating point.
-      ValueError: support is not `(k,)` with k >= 2.
+      ValueError: support is not `(k,)` with k >= 2, or does not increase.
 
     Example:
       >>> import jax.numpy as jnp, jaxppo
@@ -62,7 +63,8 @@ def hl_gauss(x: Rows, edges: Float[Array, " e"], *, sigma: Scalar) -> Bins:
 
     Raises:
       TypeError: an array is not floating point.
-      ValueError: edges is not `(k + 1,)` with k >= 1, or sigma is not positive.
+      ValueError: edges is not `(k + 1,)` with k >= 1 or does not increase, or sigma is
+        not positive.
 
     Example:
       >>> import jax.numpy as jnp, jaxppo
@@ -205,6 +207,9 @@ def _grid(fn: str, name: str, x: Array, grid: Array) -> tuple[Array, Array]:
             f"{fn}: `{name}` has shape {grid.shape}; expected (k,), at least 2 "
             "increasing numbers."
         )
+    # What is traced passes unseen, as numbers do.
+    if not isinstance(grid, jax.core.Tracer) and not np.all(np.diff(grid) > 0):
+        raise ValueError(f"{fn}: `{name}` = {grid}; expected increasing numbers.")
     grid = grid.astype(x.dtype).reshape((1,) * x.ndim + grid.shape)
     return jax.lax.stop_gradient(x), grid
 

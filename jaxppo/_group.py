@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from . import _checks, _segments
 from ._types import Scalar
+from ._units import power_of_two
 
 Rewards = Float[Array, "*b n"]
 SampleMask = Bool[Array, "*b n"] | Integer[Array, "*b n"]
@@ -70,9 +71,7 @@ def group_advantages(
     eps = _checks.number(fn, "eps", eps, "[0, inf)", g.centred.dtype)
     out = g.centred
     if scale_by_std:
-        freedom = g.count - ddof
-        variance = g.sum(g.centred**2) / jnp.where(freedom > 0, freedom, 1)
-        out = _divided(g, g.centred, variance, freedom <= 0, eps)
+        out = _divided(g, g.centred, ddof, eps)
     return _with_singletons(fn, g, out, singleton)
 
 
@@ -172,11 +171,12 @@ def leave_one_out_std(
     others = jnp.where(peers, others - jnp.where(jnp.isfinite(shift), shift, 0), 0)
     count = jnp.sum(peers, -1).astype(others.dtype)
     mean = jnp.sum(others, -1) / jnp.maximum(count, 1)
-    square = jnp.sum(jnp.where(peers, others - mean[..., None], 0) ** 2, -1)
+    unit = power_of_two(g.largest)
+    others = jnp.where(peers, others - mean[..., None], 0) / unit[..., None]
     freedom = count - ddof
-    variance = square / jnp.where(freedom > 0, freedom, 1)
-    equal = (variance <= _rounding(g) ** 2) | (freedom <= 0) | ~g.keep
-    return jnp.where(equal, 0, jnp.sqrt(jnp.where(equal, 1, variance)))
+    variance = jnp.sum(others**2, -1) / jnp.where(freedom > 0, freedom, 1)
+    equal = (variance <= (_rounding(g) / unit) ** 2) | (freedom <= 0) | ~g.keep
+    return jnp.where(equal, 0, unit * jnp.sqrt(jnp.where(equal, 1, variance)))
 
 
 def pass_at_k_advantages(
@@ -231,11 +231,7 @@ def pass_at_k_advantages(
     nan = jnp.isnan(first)
     lead = jnp.where(best & jnp.isfinite(second), first - second, 0)
     lead = jnp.where(nan & g.keep, jnp.nan, lead)
-    if not scale_by_std:
-        return lead
-    freedom = g.count - 1
-    variance = g.sum(g.centred**2) / jnp.maximum(freedom, 1)
-    return _divided(g, lead, variance, freedom <= 0, eps)
+    return _divided(g, lead, 1, eps) if scale_by_std else lead
 
 
 def varied_groups(
@@ -318,16 +314,16 @@ def _rounding(g: _Groups) -> Array:
     return 8 * jnp.finfo(g.centred.dtype).eps * g.largest
 
 
-def _divided(
-    g: _Groups, x: Array, variance: Array, undefined: Array, eps: Array
-) -> Array:
+def _divided(g: _Groups, x: Array, ddof: Scalar, eps: Array) -> Array:
     """x / (std + eps); 0 in a group whose rewards are equal.
 
     Dividing by rounding would blow it up to advantages of size 1.
     """
-    equal = (variance <= _rounding(g) ** 2) | undefined
-    std = jnp.sqrt(jnp.where(equal, 1, variance))
-    return jnp.where(equal, 0, x / (std + eps))
+    unit, freedom = power_of_two(g.largest), g.count - ddof
+    variance = g.sum((g.centred / unit) ** 2) / jnp.where(freedom > 0, freedom, 1)
+    equal = (variance <= (_rounding(g) / unit) ** 2) | (freedom <= 0)
+    std = jnp.sqrt(jnp.where(equal, 1, variance)) + eps / unit
+    return jnp.where(equal, 0, x / unit / std)
 
 
 def _with_singletons(fn: str, g: _Groups, x: Array, singleton: Scalar) -> Array:

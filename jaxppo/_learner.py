@@ -245,6 +245,7 @@ def check_progress(state: TrainState, *, max_skipped: int = 10) -> None:
       max_skipped: skipped steps in a row that are too many.
 
     Raises:
+      TypeError: state is not a `TrainState`, or max_skipped not an integer.
       FloatingPointError: that many steps in a row were not finite.
 
     Example:
@@ -254,6 +255,11 @@ def check_progress(state: TrainState, *, max_skipped: int = 10) -> None:
       >>> jaxppo.check_progress(learner.init(jnp.array(1.0)))
     """
     _checks.count("check_progress", "max_skipped", max_skipped)
+    if not hasattr(state, "skipped"):
+        raise TypeError(
+            f"check_progress: `state` is a {type(state).__name__}; expected the "
+            "`TrainState` that `Learner.update` returned."
+        )
     # On its devices: a process may hold some of the seeds only.
     skipped = int(jnp.max(state.skipped, initial=0))
     if skipped >= max_skipped:

@@ -133,30 +133,35 @@ def ppo_loss(
         raise ValueError(f"{fn}: the value term needs both `values` and `returns`.")
     _needs(fn, "value_clip_eps", value_clip_eps, "old_values", old_values)
     _needs(fn, "value_clip_eps", value_clip_eps, "values", values)
+    _needs(fn, "entropy_coef", entropy_coef, "entropy", entropy)
+    _needs(fn, "kl_coef", kl_coef, "ref_log_probs", ref_log_probs)
+    # Looked at even where they have no effect.
+    value_coef = number("value_coef", value_coef, "[0, inf)")
+    entropy_coef = number("entropy_coef", entropy_coef, "(-inf, inf)")
+    kl_coef = number("kl_coef", kl_coef, "[0, inf)")
+    if value_clip_eps is not None:
+        value_clip_eps = number("value_clip_eps", value_clip_eps, "(0, inf]")
+    if old_values is not None:
+        old_values = given("old_values", old_values)
+    _checks.function(fn, "kl", kl, "jaxppo.kl_k3")
+
     if values is not None and returns is not None:
         values, returns = given("values", values), given("returns", returns)
         if value_clip_eps is None or old_values is None:
             losses["value_loss"] = squared_value(values, returns, mask)
         else:
-            value_clip_eps = number("value_clip_eps", value_clip_eps, "(0, inf]")
-            old_values = given("old_values", old_values)
             losses["value_loss"] = clipped_value(
                 values, old_values, returns, mask, clip_eps=value_clip_eps
             )
-        coef = number("value_coef", value_coef, "[0, inf)")
-        loss = loss + coef * losses["value_loss"]
-    _needs(fn, "entropy_coef", entropy_coef, "entropy", entropy)
+        loss = loss + value_coef * losses["value_loss"]
     if entropy is not None:
         terms["entropy"] = given("entropy", entropy)
-        coef = number("entropy_coef", entropy_coef, "(-inf, inf)")
-        loss = loss - coef * terms["entropy"]
-    _needs(fn, "kl_coef", kl_coef, "ref_log_probs", ref_log_probs)
+        loss = loss - entropy_coef * terms["entropy"]
     if ref_log_probs is not None:
         ref = given("ref_log_probs", ref_log_probs)
-        _checks.function(fn, "kl", kl, "jaxppo.kl_k3")
         divergence = kl(log_ratio(log_probs, ref, mask))
         _, terms["kl"] = _checks.arrays(fn, log_probs=log_probs, kl=divergence)
-        loss = loss + number("kl_coef", kl_coef, "[0, inf)") * terms["kl"]
+        loss = loss + kl_coef * terms["kl"]
 
     out = aggregate(loss, mask)
     if not isinstance(out, Mean):

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from . import _checks
 from ._types import Mask, PerToken, Scalar
+from ._units import power_of_two
 
 
 def masked_sum(
@@ -28,7 +29,7 @@ def masked_sum(
       under the mask, NaN included, changes neither value nor gradient.
 
     Raises:
-      TypeError: x is not floating point, or the mask is.
+      TypeError: x is not floating point, the mask is, or axis is not an integer.
       ValueError: the mask is of another shape than x, or there is no such axis.
 
     Example:
@@ -38,6 +39,7 @@ def masked_sum(
       3.0
     """
     (x,) = _checks.arrays("masked_sum", mask, x=x)
+    _checks.axis("masked_sum", axis, x=x)
     return jnp.sum(x, axis, keepdims=keepdims)
 
 
@@ -61,7 +63,7 @@ def masked_mean(
       that is to merge over microbatches or devices, use `token_mean`.
 
     Raises:
-      TypeError: x is not floating point, or the mask is.
+      TypeError: x is not floating point, the mask is, or axis is not an integer.
       ValueError: the mask is of another shape than x, or there is no such axis.
 
     Example:
@@ -73,6 +75,7 @@ def masked_mean(
              [5. ]], dtype=float32)
     """
     (x,) = _checks.arrays("masked_mean", mask, x=x)
+    _checks.axis("masked_mean", axis, x=x)
     keep = _checks.valid("masked_mean", mask, x=x)
     ones = jnp.ones(x.shape, jnp.int32) if keep is None else keep.astype(jnp.int32)
     # In int32: float32 counters stop at 2^24 tokens.
@@ -99,7 +102,7 @@ def masked_max(
       x's shape without `axis`, in float32 at least; -inf where nothing counts.
 
     Raises:
-      TypeError: x is not floating point, or the mask is.
+      TypeError: x is not floating point, the mask is, or axis is not an integer.
       ValueError: the mask is of another shape than x, or there is no such axis.
 
     Example:
@@ -109,6 +112,7 @@ def masked_max(
       Array([2., 5.], dtype=float32)
     """
     (x,) = _checks.arrays("masked_max", mask, x=x)
+    _checks.axis("masked_max", axis, x=x)
     keep = _checks.valid("masked_max", mask, x=x)
     return jnp.max(x, axis, keepdims=keepdims, initial=-jnp.inf, where=keep)
 
@@ -200,14 +204,15 @@ def whiten(
     ddof = _checks.number("whiten", "ddof", ddof, "[0, inf)", x.dtype)
     eps = _checks.number("whiten", "eps", eps, "[0, inf)", x.dtype)
     centred, count = _centred("whiten", x, mask)
-    variance = _variance(centred, count, ddof)
+    largest = jnp.max(jnp.abs(x), initial=0)
+    unit = power_of_two(largest)
+    variance = _variance(centred / unit, count, ddof)
     # Entries that differ in their last bit only are equal, and 0; dividing them by 1
     # and not by 0 makes their gradient finite, too.
-    rounding = jnp.finfo(x.dtype).eps * jnp.max(jnp.abs(x), initial=0)
+    rounding = jnp.finfo(x.dtype).eps * (largest / unit)
     equal = variance <= rounding**2
-    return jnp.where(
-        equal, 0, centred / (jnp.sqrt(jnp.where(equal, 1, variance)) + eps)
-    )
+    std = jnp.sqrt(jnp.where(equal, 1, variance)) + eps / unit
+    return jnp.where(equal, 0, centred / unit / std)
 
 
 def _count(fn: str, x: Array, mask: Mask | None) -> Array:

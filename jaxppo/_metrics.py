@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from . import _checks
 from ._masked import masked_variance
 from ._types import Mask, Max, Min, PerSequence, PerToken, Scalar
+from ._units import power_of_two
 
 
 def clip_fraction(
@@ -252,6 +253,10 @@ def explained_variance(
         "explained_variance", mask, values=values, returns=returns
     )
     values, returns = jax.lax.stop_gradient((values, returns))
-    total = masked_variance(returns, mask)
-    rest = masked_variance(returns - values, mask)
-    return jnp.where(total == 0, 0, 1 - rest / jnp.where(total == 0, 1, total))
+    rest = returns - values
+    # Each in units of its size, whose squares can be neither 0 nor infinite.
+    units = [power_of_two(jnp.max(jnp.abs(x), initial=0)) for x in (returns, rest)]
+    total = masked_variance(returns / units[0], mask)
+    share = masked_variance(rest / units[1], mask) / jnp.where(total == 0, 1, total)
+    times = units[1] / units[0]
+    return jnp.where(total == 0, 0, 1 - share * times * times)

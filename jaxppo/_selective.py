@@ -27,6 +27,7 @@ def selective_log_softmax(
     saved for the gradient are the logits themselves and two numbers a row, and the
     gradient is made in one pass, in the logits' dtype. An entropy that is not used
     costs nothing under `jit`. `token_log_probs` does without the logits, too.
+    Differentiable once, backwards: a Hessian, or forward mode, takes `categorical`.
 
     Args:
       logits: unnormalised log-probs, `(*batch, vocab)`.

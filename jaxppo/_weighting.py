@@ -87,9 +87,9 @@ def cispo(
     log_probs, log_ratio, advantages = _arrays(
         fn, log_probs, log_ratio, advantages, mask
     )
-    least = 0 if isinstance(low, jax.core.Tracer) else low
+    least = low
     low = _checks.number(fn, "low", low, "[0, inf)", log_probs.dtype)
-    high = _checks.number(fn, "high", high, f"[{least}, inf]", log_probs.dtype)
+    high = _checks.number(fn, "high", high, _checks.upwards(least), log_probs.dtype)
     weights = jnp.clip(jnp.exp(log_ratio), low, high)
     return -jax.lax.stop_gradient(weights * advantages) * log_probs
 
@@ -250,8 +250,7 @@ def vespo_weights(
     lambda_ = jnp.where(good, lambda_, lambda_negative)
     weights = jnp.exp(k * x + lambda_ * (1 - jnp.exp(x)))
     keep = _checks.valid(fn, mask, log_ratio=log_ratio)
-    if keep is None:
-        return weights
+    keep = jnp.ones(log_ratio.shape, bool) if keep is None else keep
     return jnp.where(jnp.any(keep, -1, keepdims=True), weights, 0)
 
 

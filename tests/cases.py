@@ -320,11 +320,11 @@ def jitted(case):
     return jax.jit(case.__call__)
 
 
-def gradient(case):
+def gradient(case, through=lambda f: f):
     """The gradient of `mix` of the output, by every floating-point input."""
 
     def mixed(floats, others):
-        return mix(case.differentiated(case(**floats, **others)))
+        return mix(case.differentiated(through(case.__call__)(**floats, **others)))
 
     def at(**inputs):
         floats = {name: x for name, x in inputs.items() if is_floating(x)}

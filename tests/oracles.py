@@ -25,7 +25,7 @@ def kept(x, mask):
 
 def sequences(x, mask):
     """Of each sequence with at least one token that counts, those tokens."""
-    rows = zip(x.reshape(-1, x.shape[-1]), mask.reshape(-1, x.shape[-1]), strict=True)
+    rows = zip(*rows_of(x, mask), strict=True)
     return [tokens for x, mask in rows if (tokens := kept(x, mask))]
 
 
@@ -47,7 +47,8 @@ def along(statistic, nothing):
 
 
 def rows_of(*arrays):
-    return [x.reshape(-1, x.shape[-1]) for x in arrays]
+    # Not -1, which nothing can be of an empty array.
+    return [x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) for x in arrays]
 
 
 masked_sum = along(math.fsum, 0)
@@ -457,7 +458,7 @@ def trajectories(
         if next_values is not None:
             following = [float(next_values[row][t]) for t in steps]
         of = lambda x: [float(x[row][t]) for t in steps]
-        yield (row, steps), of(rewards), v, following, of(discounts), of(lambda_)
+        yield (*row, steps), of(rewards), v, following, of(discounts), of(lambda_)
 
 
 def gae(
@@ -518,8 +519,7 @@ def vtrace(
         rewards, values, discounts, lambda_, bootstrap_value, next_values, mask
     ):
         n = len(r)
-        row, steps = at
-        ratio = [math.exp(log_ratio[row][t]) for t in steps]
+        ratio = [math.exp(x) for x in log_ratio[at]]
         rho = [min(rho_clip, x) for x in ratio]
         decay = [
             g * l * min(c_clip, x) for g, l, x in zip(gamma, lam, ratio, strict=True)

@@ -13,7 +13,7 @@ import jaxppo
 
 PACKAGE = Path(jaxppo.__file__).parent
 FLOORS = [
-    {"_types", "_checks", "_mesh"},
+    {"_types", "_checks", "_mesh", "_units"},
     {
         "_masked",
         "_ratio",
@@ -134,6 +134,7 @@ def test_one_home_for_each_name():
 
 INSIDE = {"_checks", "_accumulate", "_segments", "_recurrence", "_mesh", "_stream"}
 INSIDE |= {"_head_math", "_head_plan", "_distributions", "_guard", "_shuffle"}
+INSIDE |= {"_units"}
 
 
 def test_nothing_public_is_left_inside():

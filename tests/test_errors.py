@@ -382,6 +382,18 @@ def test_numbers_are_numbers(fn, name, interval):
             )
 
 
+@each_number
+def test_numbers_are_real(fn, name, interval):
+    call_of, inputs = call(fn)
+    for kind in (np.complex64(0.2), np.array("a"), np.array(None), jnp.array(0.2j)):
+        said = message(TypeError, call_of, **inputs | {name: kind})
+        assert said == (
+            f"{fn.__name__}: `{name}` has dtype {kind.dtype}; expected a real number."
+        )
+    said = message(ValueError, call_of, **inputs | {name: 10**400})
+    assert said.startswith(f"{fn.__name__}: `{name}` = 1000")
+
+
 GROUPED = [
     *(jaxppo.group_advantages, jaxppo.leave_one_out_advantages),
     *(jaxppo.leave_one_out_std, jaxppo.pass_at_k_advantages, jaxppo.varied_groups),
@@ -440,6 +452,38 @@ def test_groups_are_given_once(fn):
             ValueError,
             ["both `bootstrap_value` and `next_values`", "pass `next_values` alone"],
         ),
+        *[
+            (
+                jaxppo.ppo_loss,
+                LOSS | {name: -1.0},
+                ValueError,
+                [f"`{name}` = -1.0; expected a number in"],
+            )
+            for name in ("value_coef", "clip_eps")
+        ],
+        (
+            jaxppo.ppo_loss,
+            LOSS | dict(old_values=ROWS),
+            ValueError,
+            ["`old_values` has shape (2,)"],
+        ),
+        (
+            jaxppo.ppo_loss,
+            LOSS | dict(value_clip_eps=0.0),
+            ValueError,
+            ["`value_clip_eps` = 0.0; expected a number in (0, inf]"],
+        ),
+        *[
+            (fn, dict(x=X, axis=axis), error, [f"`axis` = {axis!r}", *more])
+            for fn in (jaxppo.masked_sum, jaxppo.masked_mean, jaxppo.masked_max)
+            for axis, error, *more in [
+                (2, ValueError, "`x` has shape (2, 3)"),
+                (-3, ValueError, "`x` has shape (2, 3)"),
+                (1.0, TypeError, "expected an integer"),
+                ("time", TypeError, "expected an integer"),
+                (True, TypeError, "expected an integer"),
+            ]
+        ],
         (
             jaxppo.unbiased_gradient_kl,
             dict(log_ratio=X, estimator="k3"),
@@ -605,6 +649,40 @@ def test_nothing_depends_on_assert():
             lambda x: jaxppo.band_weights(x, low=3.0, high=2.0),
             ValueError,
             ["band_weights", "`high` = 2.0", "[3.0, inf]"],
+        ),
+        *[
+            (
+                lambda x, points=points, fn=fn, more=more: fn(
+                    x, jnp.array(points), **more
+                ),
+                ValueError,
+                [f"{fn.__name__}: `{name}` = ", "expected increasing numbers"],
+            )
+            for fn, name, more in [
+                (jaxppo.two_hot, "support", {}),
+                (jaxppo.hl_gauss, "edges", {"sigma": 0.5}),
+            ]
+            for points in ([0.0, 0.0, 1.0], [1.0, 0.0], [0.0, NAN, 1.0])
+        ],
+        (  # a bound may be anything that is a number, to be compared with
+            lambda x: jaxppo.truncated_weights(x, floor=True, cap=0.5),
+            ValueError,
+            ["truncated_weights", "`cap` = 0.5", "[1, inf]"],
+        ),
+        (
+            lambda x: jaxppo.length_adaptive_lambda(None),
+            TypeError,
+            ["length_adaptive_lambda", "`mask` is None"],
+        ),
+        (
+            lambda x: jaxppo.accumulate_grads("loss", x, {"x": x}),
+            TypeError,
+            ["accumulate_grads", "`loss_fn` is 'loss'; expected a function"],
+        ),
+        (
+            lambda x: jaxppo.check_progress(x),
+            TypeError,
+            ["check_progress", "`state` is a ", "TrainState"],
         ),
         (
             lambda x: jaxppo.ppo_loss(x, x, x, ref_log_probs=x, kl=jnp.sum),

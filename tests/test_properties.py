@@ -1,6 +1,7 @@
 """Laws that hold for any numbers and any mask, with NaN wherever the mask is 0."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,8 @@ AGGREGATORS = dict(
 )
 RATIOS = dict(token=jaxppo.log_ratio, sequence=jaxppo.sequence_log_ratio)
 
-lawful = settings(max_examples=25, derandomize=True, deadline=None, database=None)
+EXAMPLES = int(os.environ.get("JAXPPO_EXAMPLES", 25))
+lawful = settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None)
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 masks = hnp.arrays(bool, SHAPE)
 places = st.integers(0, TIME)

@@ -435,6 +435,29 @@ def test_N20_constant_rewards(dtype, unchecked):
             assert finite(slope)
 
 
+STANDARDISED = {  # and the power of the size that comes out
+    "whiten": (lambda x: jaxppo.whiten(x, eps=0.0), 0),
+    "group": (lambda x: jaxppo.group_advantages(x, group_size=4, eps=0.0), 0),
+    "pass": (lambda x: jaxppo.pass_at_k_advantages(x, group_size=4, eps=0.0), 0),
+    "others": (lambda x: jaxppo.leave_one_out_std(x, group_size=4), 1),
+    "explained": (lambda x: jaxppo.explained_variance(x[..., ::-1], x), 0),
+}
+
+
+@pytest.mark.parametrize("name", STANDARDISED)
+def test_N24_N20_numbers_whose_squares_no_float_holds(name):
+    """Of powers of 2, bit by bit what it is of numbers around 1, gradient and all."""
+    fn, power = STANDARDISED[name]
+    x = np.random.default_rng(0).normal(3, 2, (2, 4)).astype(np.float32)
+    both = jax.jit(lambda x: (fn(x), jax.grad(lambda x: fn(x).ravel()[-1])(x)))
+    out, slope = both(x)
+    assert np.any(out)
+    for size in np.float32([2.0**-100, 2.0**-70, 2.0**70, 2.0**100]):
+        got, its_slope = both(size * x)
+        np.testing.assert_array_equal(got, out * size**power)
+        np.testing.assert_array_equal(its_slope * size ** (1 - power), slope)
+
+
 @each_dtype
 def test_N21_a_group_of_one(dtype, unchecked):
     with jax.enable_x64(dtype == "float64"):
