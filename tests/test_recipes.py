@@ -216,6 +216,20 @@ def test_nonzero_counts(name):
     same(call(name, mask=integers), call(name))
 
 
+NO_FACTOR = "liger.vespo", "gdpo_advantages"  # weights of ratios, and of rewards
+WEIGHED = [k for k in having("weights") if k not in NO_FACTOR]
+WEIGHED = [
+    k for k in WEIGHED if "advantages" in inspect.signature(RECIPES[k]).parameters
+]
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+def test_a_loss_is_as_large_as_its_weights(name):
+    once, twice = (call(name, weights=w * TOKENS)[0].value for w in (1.0, 2.0))
+    assert once != 0
+    np.testing.assert_allclose(twice, 2 * once, rtol=1e-6)
+
+
 # --- a constant is no signal ---
 
 SIZES = np.float32([0.1, 0.3, 0.7, *np.logspace(-5.9, 9, 61)])  # -1e-6: MaxRL's pole
@@ -307,6 +321,21 @@ def test_areal_clamps_ratios_only():
     assert clamps == ["clamp_sequences_by_ratio", "clamp_tokens"]
     for k in clamps:
         assert "KL" not in inspect.getdoc(getattr(recipes.areal, k))
+
+
+def test_ligers_cispo_counts_nothing_without_an_advantage():
+    apart = dict(log_probs=B.logp, old_log_probs=B.logp - 1.0)
+    for sign, expected in [(1.0, 1), (0.0, 0), (-1.0, 0)]:
+        _, metrics = call("liger.cispo", **apart, advantages=sign * TOKENS)
+        (fraction,) = metrics.values()
+        assert fraction.value == expected
+
+
+def test_verls_gspo_holds_the_log_ratio_at_ten():
+    for x, held in [(9.0, 9.0), (12.0, 10.0), (25.0, 10.0)]:
+        given = dict(old_log_probs=B.logp - x, advantages=-TOKENS, weights=TOKENS)
+        loss, _ = call("verl.gspo", **given)
+        np.testing.assert_allclose(loss.value, np.exp(held), rtol=1e-5)
 
 
 def test_verls_penalty_is_not_differentiated():

@@ -113,7 +113,7 @@ def owners(tree: ast.Module) -> dict[ast.AST, str]:
         if isinstance(node, ast.Call) and named(node.func) in SILENT:
             return
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            inside = inside if inside and inside[0].islower() else node.name
+            inside = inside or node.name
         elif not inside and isinstance(node, ast.Assign):
             inside = shown(node.targets[0])
         elif not inside and isinstance(node, ast.AnnAssign):

@@ -141,17 +141,21 @@ def draw(o: Options) -> list[Mutant]:
 
 
 @functools.cache
-def callers() -> dict[str, set[str]]:
+def callers() -> dict[tuple[str, str], set[tuple[str, str]]]:
     """By a name of the library: the definitions that mention it."""
     found = collections.defaultdict(set)
-    for text in sources("").values():
+    for file, text in sources("").items():
         for node in mutants.parsed(text).body:
+            names = {getattr(x, "id", getattr(x, "attr", "")) for x in ast.walk(node)}
             for user in defined(node):
-                for x in ast.walk(node):
-                    name = getattr(x, "id", getattr(x, "attr", None))
-                    if name and name != user:
-                        found[name].add(user)
+                for name in names - {user, ""}:
+                    found[place(file, name)].add(place(file, user))
     return found
+
+
+def place(file: str, name: str) -> tuple[str, str]:
+    """A name and, of a private one, whose."""
+    return file if name.startswith("_") else "", name
 
 
 def defined(node: ast.stmt) -> list[str]:
@@ -166,16 +170,19 @@ def defined(node: ast.stmt) -> list[str]:
     return []  # (what is called is `f` of `f.defvjp(forward, backward)`)
 
 
-def distances(start: str) -> dict[str, int]:
-    """How many calls lie between a definition and those that lead to it."""
-    found, edge = {start: 0}, [start]
+def distances(mutant: Mutant) -> dict[str, int]:
+    """How many calls lie between a mutant's definition and those that lead to it."""
+    edge = [place(mutant.file, mutant.inside)]
+    found = {edge[0]: 0}
     while edge:
         name = edge.pop(0)
-        for user in callers()[name]:
-            if user not in found:
-                found[user] = found[name] + 1
-                edge.append(user)
-    return found
+        for user in callers()[name] - found.keys():
+            found[user] = found[name] + 1
+            edge.append(user)
+    least: dict[str, int] = {}
+    for (_, name), k in found.items():
+        least[name] = min(k, least.get(name, k))
+    return least
 
 
 @functools.cache
@@ -214,13 +221,13 @@ def found_in(text: str) -> frozenset[str]:
 
 def nearest(items: Iterable[pytest.Item], mutant: Mutant) -> list[pytest.Item]:
     """Those that reach the mutant by name: nearest first, and a few of each test."""
-    near, turn, ranks = distances(mutant.inside), collections.Counter(), {}
+    near, turn, ranks = distances(mutant), collections.Counter(), {}
     for item in items:
         least = min((near[w] for w in words(item) if w in near), default=None)
         if least is not None:
             test = least, item.nodeid.partition("[")[0]
             turn[test] += 1
-            value = "grad" not in item.nodeid and "bwd" in mutant.inside
+            value = "grad" not in item.nodeid and mutant.inside.endswith("wd")
             ranks[item] = least, value, turn[test]
     return sorted(ranks, key=ranks.__getitem__)
 
@@ -280,7 +287,7 @@ class Runner:
         """All mutants; then what has killed them, without any."""
         alive = 0
         callers(), [words(item) for item in session.items]  # once, not in each fork
-        with tqdm(self.todo, unit=" mutants", smoothing=0, file=sys.__stderr__) as bar:
+        with tqdm(self.todo, unit=" mutants", smoothing=0) as bar:
             for mutant in bar:
                 found = self.fork(lambda m=mutant: self.tests(session, m), mutant)
                 self.done[mutant.key] = found
