@@ -230,6 +230,56 @@ def test_a_loss_is_as_large_as_its_weights(name):
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-6)
 
 
+NUMBERED = {
+    name: {p.name: p.default for p in inspect.signature(f).parameters.values()}
+    for name, f in RECIPES.items()
+}
+NUMBERED = {
+    name: {k: x for k, x in found.items() if type(x) in (int, float)}
+    for name, found in NUMBERED.items()
+}
+# Controllers, and what takes more; their own tests have other numbers.
+NUMBERED = {
+    name: numbers
+    for name, numbers in NUMBERED.items()
+    if numbers and not name.endswith(("_control", "klpen_coef", "adaptive_kl"))
+    if name not in ("ppo_penalty_coef", "prime_rl.rae_advantages", "torchrl.gae")
+    if name not in ("cleanrl.rpo_mean", "sb3.bootstrapped")
+    if not name.startswith("rlax.vtrace")
+}
+# Bounds of a covariance that no token of this batch has, and of what is not given.
+UNBOUND = "skyrl.clip_cov.fraction", "skyrl.clip_cov.high", "verl.clip_cov.low"
+UNBOUND += "clip_cov.low", "open_instruct.dapo.kl_coef", "open_instruct.cispo.kl_coef"
+
+
+def others(x):
+    """Numbers to try in a default's place, some of which may be out of its range."""
+    return (x / 10 + 0.003, x / 1000, 0.9, 0.999, 1.05) if abs(x) < INF else ENDS
+
+
+INF, ENDS = float("inf"), (0.5, 1.01, 1e-3, 0.99)
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+def test_every_number_counts(name):
+    """None is left to the default of what the recipe is made of."""
+    parameters = inspect.signature(RECIPES[name]).parameters
+    more = dict(ref_log_probs=B.ref, old_values=B.old_values)
+    more = {k: x for k, x in more.items() if k in parameters}
+    expected = jax.tree.leaves(call(name, **more))
+
+    def changes(k, x):
+        try:
+            found = jax.tree.leaves(call(name, **more, **{k: x}))
+        except ValueError:
+            return False
+        return any(np.any(x != y) for x, y in zip(found, expected, strict=True))
+
+    for k, default in NUMBERED[name].items():
+        tried = any(changes(k, x) for x in others(default))
+        assert tried or f"{name}.{k}" in UNBOUND, k
+
+
 # --- a constant is no signal ---
 
 SIZES = np.float32([0.1, 0.3, 0.7, *np.logspace(-5.9, 9, 61)])  # -1e-6: MaxRL's pole

@@ -55,9 +55,10 @@ faults/test_training""".split()
 # These do, so a fork collects them, when the others have found nothing.
 LIBRARY = "test_catalogue test_errors faults/test_shapes faults/test_hyper_parameters"
 HEADS = "test_head test_catalogue test_errors"
-RECIPES = (
-    "test_recipe_oracles test_parity test_recipe_defaults test_methods test_recipes"
-)
+RECIPES = "test_recipe_oracles test_parity test_recipe_defaults test_recipes"
+METHODS = "test_methods test_recipe_defaults test_recipes"
+CONTROL = "test_control_parity test_recipe_defaults test_recipes"
+SYSTEMS = "cleanrl purejaxrl rllib sb3 sbx stoix".split()  # of control
 EVERYTHING = "faults/test_numeric faults/test_distributed test_head test_methods"
 SLOW = 600  # seconds of the clock without a word from a fork: it hangs
 
@@ -223,7 +224,8 @@ def nearest(items: Iterable[pytest.Item], mutant: Mutant) -> list[pytest.Item]:
     """Those that reach the mutant by name: nearest first, and a few of each test."""
     near, turn, ranks = distances(mutant), collections.Counter(), {}
     for item in items:
-        least = min((near[w] for w in words(item) if w in near), default=None)
+        general = 50 if system(mutant) and "[" not in item.nodeid else None
+        least = min((near[w] for w in words(item) if w in near), default=general)
         if least is not None:
             test = least, item.nodeid.partition("[")[0]
             turn[test] += 1
@@ -379,6 +381,7 @@ class Runner:
         own = system(mutant)
         head = re.search("head|stream|fused|linear|selective", mutant.file)
         files = RECIPES if own else HEADS if head else LIBRARY
+        files = METHODS if own == "methods" else CONTROL if own in SYSTEMS else files
         files += f" {EVERYTHING}" * self.o.again
         if not own:
             yield from nearest(session.items, mutant)[: 400 if self.o.again else 60]
