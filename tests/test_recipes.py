@@ -381,6 +381,24 @@ def test_ligers_cispo_counts_nothing_without_an_advantage():
         assert fraction.value == expected
 
 
+def test_primes_shares_are_of_either_sign():
+    for sign in (0.5, -0.5, 0.0):
+        given = dict(advantages=sign * TOKENS, low=1e-6, high=1e-6)
+        _, metrics = call("prime_rl.default", **given)
+        shares = {k: float(x.value) for k, x in metrics.items()}
+        assert shares["masked_advantage_positive"] == (sign > 0)
+        assert shares["masked_advantage_negative"] == (sign < 0)
+        assert (shares["is_masked_high"] > 0) == (sign > 0)
+        assert (shares["is_masked_low"] > 0) == (sign < 0)
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "gspo_token"])
+def test_tunix_clips_the_loss_of_a_bad_answer_twice(name):
+    apart = dict(old_log_probs=B.logp - 2.0, advantages=-TOKENS)
+    loss, _ = call(f"tunix.{name}", **apart, dual_clip=1.5)
+    np.testing.assert_allclose(loss.value, 1.5, rtol=1e-6)
+
+
 def test_verls_gspo_holds_the_log_ratio_at_ten():
     for x, held in [(9.0, 9.0), (12.0, 10.0), (25.0, 10.0)]:
         given = dict(old_log_probs=B.logp - x, advantages=-TOKENS, weights=TOKENS)
