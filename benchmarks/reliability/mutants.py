@@ -6,6 +6,7 @@ Docstrings, annotations, decorators, imports, texts (messages of errors are text
 """
 
 import ast
+import collections
 import copy
 import dataclasses
 import functools
@@ -71,7 +72,8 @@ def parsed(source: str) -> ast.Module:
 
 def of(file: str, source: str) -> list[Mutant]:
     """Every mutant of a module."""
-    tree, found, seen = parsed(source), [], set()
+    tree, found, lines = parsed(source), [], set()
+    seen: collections.Counter[tuple[str, str]] = collections.Counter()
     owner = owners(tree)
     for i, node in enumerate(ast.walk(tree)):
         if node not in owner:
@@ -79,9 +81,12 @@ def of(file: str, source: str) -> list[Mutant]:
         for k, new in enumerate(changes(node)):
             text = f"{shown(node)} -> {shown(new)}"
             line = getattr(node, "lineno", 0)
-            if (line, text) not in seen:
-                seen.add((line, text))
-                found.append(Mutant(file, i, k, line, owner[node], text))
+            if (line, text) not in lines:
+                lines.add((line, text))
+                seen[owner[node], text] += 1
+                nth = seen[owner[node], text]
+                more = f" ({nth})" * (nth > 1)
+                found.append(Mutant(file, i, k, line, owner[node], text + more))
     return found
 
 

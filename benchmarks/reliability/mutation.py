@@ -300,7 +300,7 @@ class Runner:
         return True
 
     def control(self, session: pytest.Session) -> None:
-        """Without a mutant none of the tests may fail; what killed and does, did not."""
+        """Without a mutant none of the tests may fail: what does has killed nothing."""
         killers = {
             x["killed"] for x in self.done.values() if "::" in x.get("killed", "")
         }
