@@ -633,6 +633,53 @@ def test_whole_message(fn, inputs, error, expected):
     assert message(error, fn, **inputs) == expected
 
 
+ONE = jnp.ones  # of a shape
+NO_WORDS = ONE((2, 0)), jnp.zeros(2, int)
+
+
+@pytest.mark.parametrize(
+    ("fn", "data", "fragment"),
+    [
+        (jaxppo.expected_value, (ONE(2), ONE(3)), "`support` has shape (3,), but"),
+        (jaxppo.expected_value, (ONE(()), ONE(3)), "`support` has shape (3,), but"),
+        (jaxppo.quantile_value, (ONE((2, 5)), ONE(3)), "`returns` has shape (3,), but"),
+        (jaxppo.quantile_value, (ONE(()), ONE(())), "`returns` has shape (), but"),
+        (jaxppo.two_hot, (ONE(2), ONE(1)), "`support` has shape (1,); expected (k,)"),
+        (jaxppo.two_hot, (ONE(2), ONE((2, 2))), "`support` has shape (2, 2); expected"),
+        (jaxppo.categorical_value, (ONE(()), ONE(())), "`logits` has shape (); exp"),
+        (jaxppo.prompt_mean, (ONE(4),), "`per_token` has shape (4,); expected"),
+        (jaxppo.prompt_mean, (ONE((3, 2)),), "`per_token` has shape (3, 2); expected"),
+        (jaxppo.optimal_token_baseline, (ONE(4),) * 3, "`returns` has shape (4,); exp"),
+        (jaxppo.selective_log_softmax, NO_WORDS, "`logits` has shape (2, 0): no words"),
+        (
+            jaxppo.selective_log_softmax,
+            (ONE((2, 3)), jnp.zeros(3, int)),
+            "`targets` has shape (3,), but `logits` has shape (2, 3); pass shape (2,)",
+        ),
+    ],
+)
+def test_shapes_of_one_function(fn, data, fragment):
+    grouped = (jaxppo.prompt_mean, jaxppo.optimal_token_baseline)
+    given = dict(group_size=2) if fn in grouped else {}
+    with pytest.raises(ValueError) as info:
+        fn(*data, **given)
+    assert str(info.value).startswith(f"{fn.__name__}: {fragment}")
+
+
+def test_tokens_are_taken_from_a_mask():
+    with pytest.raises(
+        TypeError, match="rejection_mask: `mask` is None; pass the mask"
+    ):
+        jaxppo.rejection_mask(X, None, high=1.0)
+
+
+def test_means_are_not_added_to_numbers():
+    mean = jaxppo.Mean(jnp.ones(()), jnp.ones(()))
+    for wrong in (lambda: mean + 3.0, lambda: 3.0 + mean, lambda: mean * mean):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            wrong()
+
+
 # --- under python -O ---
 
 

@@ -336,6 +336,17 @@ def test_approx_kl_is_the_policys(name):
     close(metrics["ratio_min"].value, np.exp(x)[keep].min())
 
 
+def test_clip_fractions_are_of_either_width():
+    adv = np.broadcast_to(b.adv, m.shape)
+    for low, high in [(0.05, 0.01), (0.01, 0.05), (0.3, 0.4)]:
+        loss = functools.partial(methods.dapo, clip_eps=low, clip_eps_high=high)
+        metrics = jax.jit(loss)(b.logp, b.old, b.adv, b.mask)[1]
+        low, high = r < 1 - low, r > 1 + high
+        close(metrics["clip_fraction"].value, mean(low | high))
+        close(metrics["clip_fraction_lower"].value, mean(low & (adv < 0)))
+        close(metrics["clip_fraction_upper"].value, mean(high & (adv > 0)))
+
+
 def test_cispo_counts_what_its_bounds_hold():
     loss = functools.partial(methods.cispo, low=0.9, high=1.1)
     metrics = jax.jit(loss)(b.logp, b.old, b.adv, b.mask)[1]

@@ -216,6 +216,70 @@ def test_nonzero_counts(name):
     same(call(name, mask=integers), call(name))
 
 
+NO_FACTOR = "liger.vespo", "gdpo_advantages"  # weights of ratios, and of rewards
+WEIGHED = [k for k in having("weights") if k not in NO_FACTOR]
+WEIGHED = [
+    k for k in WEIGHED if "advantages" in inspect.signature(RECIPES[k]).parameters
+]
+
+
+@pytest.mark.parametrize("name", WEIGHED)
+def test_a_loss_is_as_large_as_its_weights(name):
+    once, twice = (call(name, weights=w * TOKENS)[0].value for w in (1.0, 2.0))
+    assert once != 0
+    np.testing.assert_allclose(twice, 2 * once, rtol=1e-6)
+
+
+NUMBERED = {
+    name: {p.name: p.default for p in inspect.signature(f).parameters.values()}
+    for name, f in RECIPES.items()
+}
+NUMBERED = {
+    name: {k: x for k, x in found.items() if type(x) in (int, float)}
+    for name, found in NUMBERED.items()
+}
+# Controllers, and what takes more; their own tests have other numbers.
+NUMBERED = {
+    name: numbers
+    for name, numbers in NUMBERED.items()
+    if numbers and not name.endswith(("_control", "klpen_coef", "adaptive_kl"))
+    if name not in ("ppo_penalty_coef", "prime_rl.rae_advantages", "torchrl.gae")
+    if name not in ("cleanrl.rpo_mean", "sb3.bootstrapped")
+    if not name.startswith("rlax.vtrace")
+}
+# Bounds of a covariance that no token of this batch has, and of what is not given.
+UNBOUND = "skyrl.clip_cov.fraction", "skyrl.clip_cov.high", "verl.clip_cov.low"
+UNBOUND += "clip_cov.low", "open_instruct.dapo.kl_coef", "open_instruct.cispo.kl_coef"
+
+
+def others(x):
+    """Numbers to try in a default's place, some of which may be out of its range."""
+    return (x / 10 + 0.003, x / 1000, 0.9, 0.999, 1.05) if abs(x) < INF else ENDS
+
+
+INF, ENDS = float("inf"), (0.5, 1.01, 1e-3, 0.99)
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+def test_every_number_counts(name):
+    """None is left to the default of what the recipe is made of."""
+    parameters = inspect.signature(RECIPES[name]).parameters
+    more = dict(ref_log_probs=B.ref, old_values=B.old_values)
+    more = {k: x for k, x in more.items() if k in parameters}
+    expected = jax.tree.leaves(call(name, **more))
+
+    def changes(k, x):
+        try:
+            found = jax.tree.leaves(call(name, **more, **{k: x}))
+        except ValueError:
+            return False
+        return any(np.any(x != y) for x, y in zip(found, expected, strict=True))
+
+    for k, default in NUMBERED[name].items():
+        tried = any(changes(k, x) for x in others(default))
+        assert tried or f"{name}.{k}" in UNBOUND, k
+
+
 # --- a constant is no signal ---
 
 SIZES = np.float32([0.1, 0.3, 0.7, *np.logspace(-5.9, 9, 61)])  # -1e-6: MaxRL's pole
@@ -307,6 +371,39 @@ def test_areal_clamps_ratios_only():
     assert clamps == ["clamp_sequences_by_ratio", "clamp_tokens"]
     for k in clamps:
         assert "KL" not in inspect.getdoc(getattr(recipes.areal, k))
+
+
+def test_ligers_cispo_counts_nothing_without_an_advantage():
+    apart = dict(log_probs=B.logp, old_log_probs=B.logp - 1.0)
+    for sign, expected in [(1.0, 1), (0.0, 0), (-1.0, 0)]:
+        _, metrics = call("liger.cispo", **apart, advantages=sign * TOKENS)
+        (fraction,) = metrics.values()
+        assert fraction.value == expected
+
+
+def test_primes_shares_are_of_either_sign():
+    for sign in (0.5, -0.5, 0.0):
+        given = dict(advantages=sign * TOKENS, low=1e-6, high=1e-6)
+        _, metrics = call("prime_rl.default", **given)
+        shares = {k: float(x.value) for k, x in metrics.items()}
+        assert shares["masked_advantage_positive"] == (sign > 0)
+        assert shares["masked_advantage_negative"] == (sign < 0)
+        assert (shares["is_masked_high"] > 0) == (sign > 0)
+        assert (shares["is_masked_low"] > 0) == (sign < 0)
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "gspo_token"])
+def test_tunix_clips_the_loss_of_a_bad_answer_twice(name):
+    apart = dict(old_log_probs=B.logp - 2.0, advantages=-TOKENS)
+    loss, _ = call(f"tunix.{name}", **apart, dual_clip=1.5)
+    np.testing.assert_allclose(loss.value, 1.5, rtol=1e-6)
+
+
+def test_verls_gspo_holds_the_log_ratio_at_ten():
+    for x, held in [(9.0, 9.0), (12.0, 10.0), (25.0, 10.0)]:
+        given = dict(old_log_probs=B.logp - x, advantages=-TOKENS, weights=TOKENS)
+        loss, _ = call("verl.gspo", **given)
+        np.testing.assert_allclose(loss.value, np.exp(held), rtol=1e-5)
 
 
 def test_verls_penalty_is_not_differentiated():
