@@ -11,11 +11,12 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def start(environment, name, *args, cwd=None) -> subprocess.Popen:
+def start(environment, name, *args, cwd=None, group=False) -> subprocess.Popen:
+    """With a group of its own, a signal can be sent to all that it starts, too."""
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *args]
     return subprocess.Popen(
         list(map(str, command)),
-        **{"env": environment, "cwd": cwd, "text": True},
+        **{"env": environment, "cwd": cwd, "text": True, "start_new_session": group},
         **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
     )
 

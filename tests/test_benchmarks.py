@@ -101,6 +101,33 @@ def test_the_tables_of_control():
     assert ours <= theirs / 3 and f"{theirs / ours:.0f} times as many" in readme
 
 
+def results(name):
+    return json.loads((BENCHMARKS / f"results/{name}.json").read_text("utf-8"))
+
+
+def test_what_runs_survive():
+    """Each fault in the measured runs: all survived, and little was lost."""
+    rows = {(row["example"], row["fault"]): row for row in results("survival")}
+    assert all(row["survived"] == row["tried"] >= 1 for row in rows.values())
+    for example, between in {"cartpole": 1, "train_llm": 2}.items():
+        killed, ended = (rows[example, fault] for fault in ("kill -9", "SIGTERM"))
+        assert killed["tried"] >= 50 and killed["most"] <= between
+        assert ended["tried"] >= 20 and ended["most"] == 0
+    assert rows["cartpole", "checkpoint damaged"]["tried"] >= 400
+
+
+def test_a_long_run():
+    """Nothing grows, drifts or is compiled again; what Orbax keeps is known."""
+    updates, checkpoints = results("soak")
+    assert updates["looks"]["at"][-1] >= 1e6 and checkpoints["looks"]["at"][-1] >= 1e4
+    assert set(updates["looks"]["count"]) == {1}
+    assert updates["survived"] == updates["faults"] > 1000
+    for of, most in (updates, 1), (checkpoints, 25_000):  # bytes a step
+        at, mib = (np.array(of["looks"][k], float)[20:] for k in ("at", "MiB"))
+        assert np.polyfit(at, mib, 1)[0] * 2**20 < most
+        assert len(set(of["looks"]["files"][20:])) == 1
+
+
 @pytest.mark.parametrize("name", LEFT)
 def test_runs(name, tmp_path):
     command = [sys.executable, BENCHMARKS / f"{name}.py", "--quick", "--out", tmp_path]

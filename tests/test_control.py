@@ -189,6 +189,22 @@ def test_what_a_time_limit_leaves(truncation):
     np.testing.assert_array_equal(mask, kept)
 
 
+def test_what_is_left_out_is_no_link():
+    """The step before one that is left out looks no further than the next value."""
+    rng = np.random.default_rng(5)
+    values, following, reward = rng.normal(size=(3, 1, 6)).astype(np.float32)
+    mask = np.array([[True, True, True, False, True, True]])
+    rollout = a_rollout(reward=reward, mask=mask)
+    o = options(gamma=0.9, gae_lambda=0.7)
+    out, kept = advantages(rollout, *map(jnp.asarray, (reward, values, following)), o)
+    np.testing.assert_array_equal(kept, mask)
+    delta = reward + 0.9 * following - values
+    both = [delta[0, 4] + 0.63 * delta[0, 5], delta[0, 5]]
+    before = [delta[0, 1] + 0.63 * delta[0, 2], delta[0, 2]]
+    np.testing.assert_allclose(out.advantages[0, 1:3], before, rtol=1e-5)
+    np.testing.assert_allclose(out.advantages[0, 4:], both, rtol=1e-5)
+
+
 def test_returns_and_lengths_of_episodes():
     rng = np.random.default_rng(3)
     reward = rng.integers(-3, 4, (4, 9)).astype(np.float32)

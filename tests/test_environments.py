@@ -249,6 +249,37 @@ def test_play_keeps_the_last_observation_and_sets_one_flag():
     assert not playing.first.any()
 
 
+def test_what_is_not_finite_is_left_out():
+    """A step that begins at NaN or leads there; what lies behind an end may be NaN."""
+
+    def reset(key):
+        del key
+        return jnp.int32(0), jnp.zeros(2)
+
+    def step(key, state, action):
+        del key, action
+        time = state + 1
+        obs = jnp.where(time == 3, jnp.nan, jnp.full(2, time, jnp.float32))
+        return Step(time, obs, jnp.float32(1), jnp.bool_(False), jnp.bool_(False))
+
+    env = Environment(reset, step, obs_shape=(2,), num_actions=2)
+    _, seen = play(env, 1, 7)
+    np.testing.assert_array_equal(seen.mask[0], [True, True, False] * 2 + [True])
+    np.testing.assert_array_equal(seen.first[0], [True, False, False] * 2 + [True])
+    np.testing.assert_array_equal(seen.truncated[0], [False, False, True] * 2 + [False])
+    assert np.isnan(seen.final_obs[0, 2]).all() and np.isfinite(seen.obs).all()
+    whole = rollouts.mended(jax.tree.map(jnp.asarray, seen))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(whole))
+    np.testing.assert_array_equal(whole.final_obs[0, 1], [2, 2])
+
+    x = jnp.array([1.0, jnp.nan, jnp.inf, 1, 1])
+    obs, no = jnp.zeros((5, 2)).at[3, 1].set(-jnp.inf), jnp.zeros(5, bool)
+    final = jnp.zeros((5, 2)).at[4, 0].set(jnp.nan)
+    found = [rollouts.broken(obs, x, ended, final) for ended in (no, ~no)]
+    np.testing.assert_array_equal(found[0], [False, True, True, True, True])
+    np.testing.assert_array_equal(found[1], [False, True, True, True, False])
+
+
 def test_gymnax_missing_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnax", None)
     with pytest.raises(ImportError, match=r"pip install \"jaxppo\[gymnax\]\""):

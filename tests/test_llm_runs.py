@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 import random
 import re
 import resource
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from llm.algorithms import ALGORITHMS
 from llm_models import needs_smollm2
 from llm_rewards import at_times, by_name
 from matplotlib.colors import to_rgb
-from processes import kill_at, rows, run
+from processes import kept_to, kill_at, rows, run, start, wait_for
 from safetensors.numpy import load_file
 
 METRICS = {
@@ -166,6 +168,23 @@ def test_killed_and_resumed_is_the_same_run(
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value)
+
+
+def test_a_terminated_run_saves_and_leaves(environment, tmp_path, uninterrupted):
+    """The signal is to the processes that score, too; nothing is lost but the step."""
+    out = tmp_path / "run"
+    process = start(environment, "train_llm", *SMALL, "--out", out, group=True)
+    with kept_to([process]):
+        wait_for(out, 1, [process])
+        os.killpg(process.pid, signal.SIGTERM)
+        said, _ = process.communicate(timeout=900)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    done = len(rows(out))
+    assert (out / "checkpoints" / str(done)).exists() and done < 5
+    assert f"Go on with --resume {out}" in said
+    run(environment, "train_llm", "--resume", out)
+    assert rows(out) == rows(uninterrupted)
+    assert all(row["failed_rewards"] == 0 for row in rows(out))
 
 
 @pytest.mark.usefixtures("relaxed")

@@ -1,0 +1,185 @@
+"""The programme R1 to R14, as one table: what was asked for, and what was measured.
+
+    python benchmarks/reliability/table.py
+
+Reads what the other scripts here left in `benchmarks/results/`, and measures the one
+thing that takes seconds: what checking arguments adds to a trace.
+"""
+
+import cProfile
+import json
+import pathlib
+import pstats
+import sys
+from typing import Any
+
+sys.path.extend(
+    str(pathlib.Path(__file__).parents[2] / part) for part in ("benchmarks", "tests")
+)
+import jax
+import jax.numpy as jnp
+import measure
+
+import jaxppo
+
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
+
+
+def main() -> None:
+    """Print it, and leave it as a file."""
+    found = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+    rows = [
+        {"": name, "what": what, "asked for": asked, "here": here(found)}
+        for name, (what, asked, here) in PROGRAMME.items()
+    ]
+    table = measure.table(rows, rows[0])
+    print(table)
+    (RESULTS / "reliability.md").write_text(f"{table}\n", "utf-8")
+
+
+def values(found: dict[str, Any]) -> str:
+    if "values" not in found:
+        return NOTHING
+    total, worst = (found["values"][k] for k in ("total", "worst"))
+    kinds = {k.removesuffix(" error"): f"{x:.1g}" for k, x in worst.items()}
+    return f"{total['cases']:,}; the largest error of any: {kinds}"
+
+
+def calls(found: dict[str, Any]) -> str:
+    if "calls" not in found:
+        return NOTHING
+    counts = found["calls"]["outcomes"]
+    shown = ("right", "error", "not finite", "wrong", "unclear", "hang", "crash")
+    kinds = ", ".join(f"{counts[k]:,} {k}" for k in shown)
+    return f"{found['calls']['calls']:,}: {kinds}"
+
+
+def mutants(found: dict[str, Any]) -> str:
+    if "mutation" not in found:
+        return NOTHING
+    total = found["mutation"]["total"]
+    return (
+        f"{total['mutants']} drawn: {total['score']} % raw, {total['without']} % "
+        f"without the {total['the same']} that are the same program"
+    )
+
+
+def coverage(found: dict[str, Any]) -> str:
+    of = found.get("mutation", {}).get("coverage")
+    if of is None:
+        return NOTHING
+    return (
+        f"{of['covered_branches']} of {of['num_branches']} branches, "
+        f"{of['covered_lines']} of {of['num_statements']} lines"
+    )
+
+
+def survived(found: dict[str, Any]) -> str:
+    if "survival" not in found:
+        return NOTHING
+    tried, whole = (
+        sum(row[k] for row in found["survival"]) for k in ("tried", "survived")
+    )
+    most = max(row["most"] for row in found["survival"])
+    return f"{tried} faults, {whole} survived, at most {most} lines of metrics lost"
+
+
+def files(found: dict[str, Any]) -> str:
+    of = found["readers"]
+    return (
+        f"{of['inputs']:,}, {of['bad']} bad; at most {of['peak_times_size']:.0f} times "
+        "the file's size"
+    )
+
+
+def soak(found: dict[str, Any]) -> str:
+    if "soak" not in found:
+        return NOTHING
+    updates, saves = found["soak"]
+    last = lambda of: f"{of['looks']['at'][-1]:,}"
+    return f"{last(updates)} updates, {last(saves)} checkpoints: [the table](soak.md)"
+
+
+def elsewhere(found: dict[str, Any]) -> str:
+    if "platforms" not in found:
+        return NOTHING
+    again = found["platforms"][1]
+    same = f"{again['same bits as usual']} of {again['arrays']}"
+    return f"again, bit for bit: {same} arrays; others: [the table](platforms.md)"
+
+
+def checks(found: dict[str, Any]) -> str:
+    """Of the time that tracing takes, with its gradient."""
+    x = jnp.zeros((4, 7))
+    loss = lambda x: jaxppo.ppo_loss(x, x, x, jnp.ones(x.shape, bool))[0].value
+    jax.make_jaxpr(jax.grad(loss))(x)
+    profile = cProfile.Profile()
+    for _ in range(20):
+        fresh = lambda x: loss(x)
+        profile.runcall(jax.make_jaxpr(jax.grad(fresh)), x)
+    stats: Any = pstats.Stats(profile)
+    is_ours = lambda function: "jaxppo/_checks" in function[0]
+    entered = [
+        seconds
+        for function, (*_, callers) in stats.stats.items()
+        for caller, (*_, seconds) in callers.items()
+        if is_ours(function) and not is_ours(caller)
+    ]
+    share = 100 * sum(entered) / stats.total_tt
+    # With what they call of JAX: casts and selects, which are the work itself.
+    return f"{share:.0f} % of a trace of ppo_loss, casts and masking included"
+
+
+NOTHING = "not measured"
+TESTS = "python3 run.py test tests/"
+LAWS = f"`JAXPPO_EXAMPLES=1000 {TESTS}test_laws.py tests/test_properties.py`"
+PROGRAMME = {
+    "R1": (
+        "properties, by generated examples",
+        "2e5, no failure",
+        lambda _: (
+            f"`JAXPPO_EXAMPLES=1000 {TESTS}test_laws.py tests/test_properties.py`"
+        ),
+    ),
+    "R2": ("values and gradients against a loop in float64", "1e6", values),
+    "R3": (
+        "gradients against differences in float64",
+        "every public function, to 1e-6",
+        lambda _: f"all that have one, strictly: `{TESTS}test_gradients.py`",
+    ),
+    "R4": (
+        "gradients against torch's of verl, TRL, OpenRLHF, ...",
+        "12 systems, to 1e-6",
+        lambda _: (
+            "212 recorded outputs of 14 systems, to 1e-5; "
+            "`python3 run.py test-live` against the packages, on fresh inputs"
+        ),
+    ),
+    "R5": (
+        "hostile inputs, by function, dtype and transformation",
+        "1000 cells, none bad",
+        lambda _: f"`{TESTS}faults/test_numeric.py`",
+    ),
+    "R6": ("odd calls", "1e5, none silently wrong", calls),
+    "R7": (
+        "devices and microbatches against one piece",
+        "equal",
+        lambda _: f"`{TESTS}test_invariance.py`, `{TESTS}test_head_sharding.py`",
+    ),
+    "R8": (
+        "laws: padding, order, empty rows, halves, scale, limits",
+        "every function",
+        lambda _: f"`{TESTS}test_laws.py`",
+    ),
+    "R9": ("mutants that the tests kill", "95 %", mutants),
+    "R10": ("faults of runs", "all survived", survived),
+    "R11": ("the same seed twice", "the same bits", elsewhere),
+    "R12": ("damaged files", "1e5, clear errors alone", files),
+    "R13": ("the checks' share of a trace", "at most 20 %", checks),
+    "R14": ("branches that tests run", "98 %", coverage),
+    "": ("a long run", "no growth", soak),
+}
+
+
+if __name__ == "__main__":
+    main()
