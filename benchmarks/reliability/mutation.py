@@ -75,6 +75,8 @@ class Options:
     """Of files whose path has this in it."""
     seconds: float = 40.0
     """CPU time of a mutant's tests, after which it is alive."""
+    minutes: float = math.inf
+    """Of the clock, after which no mutant is begun."""
     again: bool = False
     """Only those alive in the folder's results, with six times the time."""
     quick: bool = False
@@ -287,10 +289,12 @@ class Runner:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """All mutants; then what has killed them, without any."""
-        alive = 0
+        alive, start = 0, time.monotonic()
         callers(), [words(item) for item in session.items]  # once, not in each fork
         with tqdm(self.todo, unit=" mutants", smoothing=0) as bar:
             for mutant in bar:
+                if time.monotonic() > start + 60 * self.o.minutes:
+                    break
                 found = self.fork(lambda m=mutant: self.tests(session, m), mutant)
                 self.done[mutant.key] = found
                 alive += "alive" in found
