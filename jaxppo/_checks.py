@@ -114,7 +114,7 @@ def number(fn: str, name: str, value: Any, interval: str, dtype: Any) -> jax.Arr
 
 def upwards(low: Any, *, positive: bool = False) -> str:
     """The interval from a checked number on; a traced one may be anything from 0."""
-    least = 0 if isinstance(low, jax.core.Tracer) else low + 0  # True is 1
+    least = 0 if isinstance(low, jax.core.Tracer) else float(low)
     return "(0, inf]" if positive and not least else f"[{least}, inf]"
 
 

@@ -181,6 +181,7 @@ def test_a_terminated_run_saves_and_leaves(environment, tmp_path, uninterrupted)
     assert process.returncode == 128 + signal.SIGTERM, said
     done = len(rows(out))
     assert (out / "checkpoints" / str(done)).exists() and done < 5
+    assert "will save, and end" in said
     assert f"Go on with --resume {out}" in said
     run(environment, "train_llm", "--resume", out)
     assert rows(out) == rows(uninterrupted)

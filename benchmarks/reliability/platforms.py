@@ -76,7 +76,7 @@ def compared(numbers: dict[str, np.ndarray], usual: dict[str, np.ndarray]) -> di
 
     ours = sorted(k for k in usual if not k.endswith("oracle"))
     off = {k: far(numbers[k], usual[k]) for k in ours}
-    oracle = [far(numbers[k], numbers[k + " oracle"]) for k in ours if "value" in k]
+    oracle = [far(numbers[k], numbers[k + " oracle"]) for k in ours if " value " in k]
     worst = max(off, key=off.__getitem__)
     return {
         "arrays": len(ours),

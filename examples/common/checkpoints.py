@@ -10,16 +10,19 @@ options that was changed, or damaged, does not make another run of this one.
 import hashlib
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 Tree = TypeVar("Tree")
+Read = TypeVar("Read")
 
 
 class Checkpoints:
@@ -37,6 +40,7 @@ class Checkpoints:
             ValueError: a checkpoint's own description is damaged.
         """
         self._folder, self._options = folder.absolute(), options
+        self._passed_over: list[int] = []
         how = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=False
         )
@@ -54,9 +58,11 @@ class Checkpoints:
         Raises:
             OSError: it could not be written; those before it are as they were.
         """
-        for later in self._manager.all_steps():  # damaged ones that were passed over
-            if later >= step:
-                self._manager.delete(later)
+        for damaged in self._passed_over:
+            self._manager.delete(damaged)
+        self._passed_over = []
+        if step in self._manager.all_steps():
+            return  # a run that was stopped again where it was resumed
         leaves = _leaves(state)
         meta = json.dumps(
             {
@@ -73,6 +79,8 @@ class Checkpoints:
             # Orbax cuts up each device's part by itself: JAX 0.8 refuses it on a mesh.
             with jax.set_mesh(Mesh(np.empty((), object), ())):
                 saved = self._manager.save(step, args=args)
+        except jax.errors.JaxRuntimeError:  # a device's, or another process's
+            raise
         except Exception as error:  # its writer has errors of its own for a full disk
             raise OSError(self._unwritten(step, str(error))) from error
         if not saved:
@@ -92,26 +100,16 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                meta = self._meta(step)
-                self._same_options(step, meta["options"])
-                if meta["tree"] != _layout(like):
-                    raise _OtherRun(
-                        f"checkpoint {step} in {self._folder} is of a run of another "
-                        "version: its arrays differ in name, shape or dtype."
-                    )
-                wanted = ocp.args.StandardRestore(_wanted(like))
-                leaves = self._manager.restore(
-                    step, args=ocp.args.Composite(state=wanted)
-                )["state"]
+                meta = _in_all(lambda step=step: self._meta(step, like))
+                leaves = _in_all(lambda step=step: self._arrays(step, like))
                 if _checksum(leaves) != meta["checksum"]:
-                    raise ValueError("its checksum does not match")
-            except _OtherRun:
-                raise
-            except Exception as error:  # whatever a damaged file makes its reader raise
+                    raise _Damaged("its checksum does not match")
+            except _Damaged as error:
                 warnings.warn(
                     f"checkpoint {step} is damaged ({error}); trying the one before it",
                     stacklevel=2,
                 )
+                self._passed_over.append(step)
                 continue
             return step, _tree(like, leaves)
         if steps:
@@ -125,34 +123,65 @@ class Checkpoints:
         """Let go of the folder."""
         self._manager.close()
 
-    def _meta(self, step: int) -> dict[str, Any]:
-        """What goes with the arrays."""
+    def _meta(self, step: int, like: Any) -> dict[str, Any]:
+        """What goes with the arrays, if it is of this run."""
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = self._manager.restore(step, args=args)["meta"]
         if _sha256(meta["of"]) != meta["sha256"]:
-            raise ValueError("its checksum does not match")
-        return json.loads(meta["of"])
-
-    def _same_options(self, step: int, saved: dict[str, Any]) -> None:
-        for name in self._options.keys() | saved.keys():
-            now, then = self._options.get(name), saved.get(name)
-            if now != then:
+            raise _Damaged("the checksum of its description does not match")
+        meta = json.loads(meta["of"])
+        for name, then in meta["options"].items():  # new ones have been stated
+            if (now := self._options.get(name)) != then:
                 raise _OtherRun(
                     f"checkpoint {step} is of a run with {name} = {then}, not {now}. "
                     "If config.json was changed, change it back."
                 )
+        if meta["tree"] != _layout(like):
+            raise _OtherRun(
+                f"checkpoint {step} in {self._folder} is of a run of another version: "
+                "its arrays differ in name, shape or dtype."
+            )
+        return meta
+
+    def _arrays(self, step: int, like: Any) -> dict[str, jax.Array]:
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_wanted(like)))
+        return self._manager.restore(step, args=args)["state"]
 
     def _unwritten(self, step: int, why: str) -> str:
         kept = sorted(self._manager.all_steps(read=True))
         return (
-            f"checkpoint {step} could not be written to {self._folder} ({why}). Those "
-            f"of {kept} are as they were: make room, or whatever it takes, and go on "
-            f"with --resume {self._folder.parent}"
+            f"checkpoint {step} could not be written to {self._folder} ({why}). "
+            f"Checkpoints {kept} are intact. Free space, then continue with --resume "
+            f"{self._folder.parent}"
         )
 
 
 class _OtherRun(ValueError):
     """Not damage: a checkpoint of something else."""
+
+
+class _Damaged(ValueError):
+    """Not as it was written."""
+
+
+def _in_all(attempt: Callable[[], Read]) -> Read:
+    """What it gives; damage if any process found some, so that all pass it over."""
+    result, error = None, None
+    try:
+        result = attempt()
+    except (_OtherRun, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as found:  # whatever a damaged file makes its reader raise
+        # A file that may not be read, or one too many, is no damage.
+        if isinstance(found, OSError) and not isinstance(found, FileNotFoundError):
+            raise
+        error = str(found)
+    everywhere = np.asarray(
+        multihost_utils.process_allgather(np.asarray(error is not None))
+    )
+    if np.any(everywhere):
+        raise _Damaged(error or "in another process")
+    return cast(Read, result)
 
 
 def _sha256(text: str) -> str:

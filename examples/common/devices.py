@@ -1,6 +1,8 @@
 """Devices: a mesh from text, and several processes that share one."""
 
 import math
+import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
+
+from .signals import Left
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -20,6 +24,8 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
         process: which of them this is, likewise.
     """
     if coordinator:
+        # JAX would take SIGTERM for itself, and not end by it; see signals.py.
+        jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(coordinator, processes, process)
     elif (processes, process) != (None, None):
         raise ValueError(
@@ -61,21 +67,22 @@ def mesh(text: str, axes: tuple[str, ...], explicit: bool = False) -> Mesh | Non
 
 
 @contextmanager
-def together(out: Path) -> Iterator[None]:
-    """Says what an error of JAX's means where one of several processes has gone.
+def together() -> Iterator[None]:
+    """Of several processes, one that fails ends at once, and so do the others.
 
-    The others notice at once, or when its heartbeats have been missing for 100 seconds.
+    Else it would wait, as it ends, for the others, and they for it.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError:
-        if jax.process_count() > 1:
-            print(
-                f"process {jax.process_index()}: another one has ended, or cannot be "
-                f"reached. So does this; go on with --resume {out}, all of them.",
-                flush=True,
-            )
-        raise
+    except BaseException as error:
+        if jax.process_count() == 1 or isinstance(error, Left):
+            raise
+        traceback.print_exc()
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            print("Another process may have ended, or be out of reach.")
+        here = f"process {jax.process_index()} of {jax.process_count()}"
+        print(f"{here} ends. Start all of them again, with --resume.", flush=True)
+        os._exit(1)
 
 
 def agreed(path: Path) -> Path:

@@ -101,8 +101,14 @@ def new(name: str, options: Any) -> Path:
 
 def append(out: Path, row: dict[str, Any]) -> None:
     """One more line of metrics."""
-    with (out / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    try:
+        with (out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise OSError(
+            f"{out / 'metrics.jsonl'} could not be written ({error}). Free space, then "
+            f"continue with --resume {out}"
+        ) from error
 
 
 def rewind(out: Path, name: str, done: int) -> list[dict[str, Any]]:

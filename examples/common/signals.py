@@ -1,9 +1,10 @@
 """SIGTERM and Ctrl-C: a run ends at its next step, saved, instead of where it is."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,11 @@ def held() -> Iterator[Callable[[], int]]:
         came = number
         for each, handler in before.items():
             signal.signal(each, handler)
-        tqdm.write(f"{signal.Signals(number).name}: ends after this step, saved.")
+        said = (
+            f"\n{signal.Signals(number).name}: will save, and end, after this step.\n"
+        )
+        with suppress(OSError):  # a handler must neither raise nor wait for a lock
+            os.write(2, said.encode())
 
     def asked() -> int:
         if jax.process_count() == 1:
@@ -48,10 +53,14 @@ def held() -> Iterator[Callable[[], int]]:
             signal.signal(each, handler)
 
 
-def leave(number: int, out: Path) -> None:
-    """Ends the process as the signal would have, saying how to go on.
+class Left(SystemExit):
+    """Saved, and gone as the signal would have it.
 
     Its exit code is not 0: what comes after a finished run must not come after this.
     """
+
+
+def leave(number: int, out: Path) -> None:
+    """Ends the process, saying how to go on."""
     tqdm.write(f"saved. Go on with --resume {out}")
-    raise SystemExit(128 + number)
+    raise Left(128 + number)

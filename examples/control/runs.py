@@ -92,7 +92,8 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
         Returns of 100 fresh episodes of each seed after training, (seeds, 100).
     """
     mesh = devices.mesh(options.mesh, sharding.AXES)
-    with jax.set_mesh(mesh) if mesh is not None else nullcontext():
+    on_mesh = jax.set_mesh(mesh) if mesh is not None else nullcontext()
+    with devices.together(), on_mesh:
         sharding.check(options.seeds, options.num_envs)
         return _train(name, env, options, goal)
 
@@ -127,12 +128,7 @@ def _train(name: str, env: Environment, options: Options, goal: float) -> np.nda
     )
     bar.set_postfix_str("compiling")
     start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0)
-    with (
-        signals.held() as asked,
-        devices.together(out),
-        bar,
-        closing(checkpoints),
-    ):
+    with signals.held() as asked, bar, closing(checkpoints):
         while done < options.total_steps:
             run, metrics = advance(run)
             done += per_eval * steps_per_update

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from itertools import cycle, islice
 from pathlib import Path
@@ -93,7 +94,8 @@ def train(options: Options) -> dict[str, float]:
     o = options
     devices.join(o.coordinator, o.processes, o.process)
     mesh = devices.mesh(o.mesh, sharding.AXES, o.axes == "explicit")
-    with jax.set_mesh(mesh) if mesh is not None else nullcontext():
+    on_mesh = jax.set_mesh(mesh) if mesh is not None else nullcontext()
+    with devices.together(), on_mesh:
         run = _Run(o, mesh)
         with closing(run.scorer):
             return run.train()
@@ -147,26 +149,29 @@ class _Run:
         if o.resume and (restored := checkpoints.restore(self.state)):
             done, self.state = restored
         rows = folders.rewind(out, "update", done) if self.main else []
-        board = _tensorboard(out, done) if self.main else None
+        log = _tensorboard(out, done) if self.main else None
         start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0)
         if done == 0:
             self._judge("before", out)
         bar = tqdm(total=o.num_updates, initial=done, desc=o.algorithm, unit="update")
         bar.disable = not self.main
         bar.set_postfix_str("compiling")
-        with (
-            signals.held() as asked,
-            devices.together(out),
-            bar,
-            closing(checkpoints),
-        ):
+
+        def save() -> None:
+            checkpoints.save(done, self.state)
+            if log is not None:
+                log(rows)
+
+        def leave_if_asked() -> None:
+            if came := asked():
+                save()
+                signals.leave(came, out)
+
+        with signals.held() as asked, bar, closing(checkpoints):
             while done < o.num_updates:
+                leave_if_asked()
                 batch, key, row = self._played(done)
-                # Now, not later: it may have ended the processes that scored, too.
-                if came := asked():
-                    if done % o.save_every:
-                        checkpoints.save(done, self.state)
-                    signals.leave(came, out)
+                leave_if_asked()  # the signal may have ended those who scored, too
                 row |= self._learned(batch, key)
                 seconds = row["sample_seconds"] + row["update_seconds"]
                 tokens = row["length"] * batch["rewards"].size
@@ -176,20 +181,13 @@ class _Run:
                 if self.main:
                     rows.append(row)
                     folders.append(out, row)
-                    if board is not None:
-                        for name, value in row.items():
-                            board.add_scalar(name, value, done)
                 jaxppo.check_progress(self.state)
                 if done % o.save_every == 0 or done == o.num_updates:
-                    checkpoints.save(done, self.state)
-                    if board is not None:
-                        board.flush()
+                    save()
                 bar.set_postfix_str(f"reward {row['reward']:.2f}")
                 bar.update()
         self._judge("after", out)
         self._leave(out, rows)
-        if board is not None:
-            board.close()
         read = lambda when: json.loads((out / f"{when}.json").read_text())
         return {when: read(when)["mean_reward"] for when in ("before", "after")}
 
@@ -415,10 +413,26 @@ def _ids_with(tokenizer: Any, text: str) -> tuple[int, ...]:
     return tuple(i for i in ids if text in tokenizer.decode([i]))
 
 
-def _tensorboard(out: Path, done: int) -> Any:
-    """Its writer, if it is installed; what a killed run wrote after `done` goes."""
+def _tensorboard(out: Path, done: int) -> Callable[[list[dict[str, float]]], None]:
+    """Writes what it has not yet of the rows, if TensorBoard's writer is installed.
+
+    What a killed run wrote after `done` goes.
+    """
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        return None
-    return SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)
+        return lambda rows: None
+    board: Any = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1)
+
+    def write(rows: list[dict[str, float]]) -> None:
+        # Its thread ends where the disk is full; who hands it more waits for ever.
+        if not board.file_writer.event_writer._worker.is_alive():
+            return
+        nonlocal done
+        for row in rows:
+            for name, value in row.items() if row["update"] > done else ():
+                board.add_scalar(name, value, row["update"])
+        board.flush()
+        done = int(rows[-1]["update"]) if rows else done
+
+    return write

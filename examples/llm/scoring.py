@@ -3,6 +3,8 @@
 import math
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,15 +62,26 @@ class Scorer:
 
 
 def _apart() -> None:
-    """In its process: a signal to the run and all it started passes this one by."""
+    """In its process: a signal to the run's group does not reach it; its end does."""
     if hasattr(os, "setsid"):
         os.setsid()
+    parent = os.getppid()
+
+    def watch() -> None:  # a reward that hangs would outlive a run that was killed
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _one(reward: Reward, answer: Any, completion: str) -> float | None:
     """In its process; what is raised stays there: some exceptions can't be sent."""
     try:
-        value = float(np.float32(reward(answer, completion)))
+        value = np.asarray(reward(answer, completion))
+        if value.shape or value.dtype.kind not in "biuf":
+            return None  # text that looks like a number is none
+        value = float(value.astype(np.float32))
     except BaseException:  # sys.exit too
         return None
     return value if math.isfinite(value) else None

@@ -2,7 +2,7 @@
 
 environment  one step in a hundred gives NaN or inf
 dead         the environment gives NaN from the start
-loss         three minibatches, from the 20th on, have NaN in them
+loss         three minibatches, from the 6th on, have NaN in them
 reward       the reward function raises, hangs, dies or returns what is no number
 clock        the clock jumps by up to ten days, back and forth
 memory       after two checkpoints a device is asked for a pebibyte
@@ -48,7 +48,7 @@ def dead() -> None:
     environment(share=2.0)
 
 
-def loss(first: int = 20, count: int = 3) -> None:
+def loss(first: int = 5, count: int = 3) -> None:
     """By a count that the host keeps: the minibatch, not the optimiser's step."""
     import jaxppo
 

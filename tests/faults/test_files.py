@@ -210,3 +210,35 @@ def test_X01_a_checkpoint_that_misdescribes_itself(tmp_path):
     ):
         kept.restore({"x": jnp.ones(3)})
     kept.close()
+
+
+def test_T06_options_of_a_checkpoint(tmp_path):
+    """Others are refused by name; one that is new since has been stated."""
+    state = {"x": jnp.ones(3)}
+    kept = Checkpoints(tmp_path / "run", {"gamma": 0.98, "gone": 1})
+    kept.save(1, state)
+    kept.close()
+    for options, message in [
+        ({"gamma": 0.5, "gone": 1}, "with gamma = 0.98, not 0.5"),
+        ({"gamma": 0.98}, "with gone = 1, not None"),
+    ]:
+        kept = Checkpoints(tmp_path / "run", options)
+        with pytest.raises(ValueError, match=message):
+            kept.restore(state)
+        kept.close()
+    kept = Checkpoints(tmp_path / "run", {"gamma": 0.98, "gone": 1, "new": 2})
+    assert kept.restore(state)[0] == 1
+    kept.close()
+
+
+def test_T09_saved_twice_is_saved_once(tmp_path, monkeypatch):
+    """A run that is stopped where it was resumed: what is there is not touched."""
+    state = {"x": jnp.ones(3)}
+    kept = Checkpoints(tmp_path / "run", {})
+    kept.save(1, state)
+    monkeypatch.setattr(kept._manager, "save", lambda *a, **k: False)
+    kept.save(1, state)
+    with pytest.raises(OSError, match=r"Checkpoints \[1\] are intact"):
+        kept.save(2, state)
+    assert kept.restore(state)[0] == 1
+    kept.close()
