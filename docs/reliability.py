@@ -128,6 +128,8 @@ def page() -> str:
             out.append(f"| {' | '.join(cells)} |")
         out.append("")
     for title, name, text in MEASURED:
+        if not (RESULTS / f"{name}.md").exists():
+            continue  # not measured yet
         table = (RESULTS / f"{name}.md").read_text("utf-8").strip()
         lines = [line for line in table.splitlines() if line.startswith("|")]
         out += [f"## {title}\n", text, *lines, ""]

@@ -105,17 +105,6 @@ def results(name):
     return json.loads((BENCHMARKS / f"results/{name}.json").read_text("utf-8"))
 
 
-def test_what_runs_survive():
-    """Each fault in the measured runs: all survived, and little was lost."""
-    rows = {(row["example"], row["fault"]): row for row in results("survival")}
-    assert all(row["survived"] == row["tried"] >= 1 for row in rows.values())
-    for example, between in {"cartpole": 1, "train_llm": 2}.items():
-        killed, ended = (rows[example, fault] for fault in ("kill -9", "SIGTERM"))
-        assert killed["tried"] >= 50 and killed["most"] <= between
-        assert ended["tried"] >= 20 and ended["most"] == 0
-    assert rows["cartpole", "checkpoint damaged"]["tried"] >= 400
-
-
 def test_a_long_run():
     """Nothing grows, drifts or is compiled again; what Orbax keeps is known."""
     updates, checkpoints = results("soak")

@@ -85,6 +85,8 @@ def survived(found: dict[str, Any]) -> str:
 
 
 def files(found: dict[str, Any]) -> str:
+    if "readers" not in found:
+        return NOTHING
     of = found["readers"]
     return (
         f"{of['inputs']:,}, {of['bad']} bad; at most {of['peak_times_size']:.0f} times "
@@ -130,7 +132,7 @@ def checks(found: dict[str, Any]) -> str:
     return f"{share:.0f} % of a trace of ppo_loss, casts and masking included"
 
 
-NOTHING = "not measured"
+NOTHING = "not measured yet"
 TESTS = "python3 run.py test tests/"
 LAWS = f"`JAXPPO_EXAMPLES=1000 {TESTS}test_laws.py tests/test_properties.py`"
 PROGRAMME = {

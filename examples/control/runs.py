@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,7 +128,7 @@ def _train(name: str, env: Environment, options: Options, goal: float) -> np.nda
     )
     bar.set_postfix_str("compiling")
     start = time.perf_counter() - (rows[-1]["seconds"] if rows else 0)
-    with signals.held() as asked, bar, closing(checkpoints):
+    with signals.held() as asked, bar:
         while done < options.total_steps:
             run, metrics = advance(run)
             done += per_eval * steps_per_update
@@ -146,6 +146,7 @@ def _train(name: str, env: Environment, options: Options, goal: float) -> np.nda
             bar.update(options.seeds * per_eval * steps_per_update)
             if done < options.total_steps and (came := asked()):
                 signals.leave(came, out)
+    checkpoints.close()
 
     returns = np.asarray(evaluate(run, jax.random.fold_in(eval_key, 0)))
     shown = []

@@ -167,7 +167,7 @@ class _Run:
                 save()
                 signals.leave(came, out)
 
-        with signals.held() as asked, bar, closing(checkpoints):
+        with signals.held() as asked, bar:
             while done < o.num_updates:
                 leave_if_asked()
                 batch, key, row = self._played(done)
@@ -186,6 +186,7 @@ class _Run:
                     save()
                 bar.set_postfix_str(f"reward {row['reward']:.2f}")
                 bar.update()
+        checkpoints.close()
         self._judge("after", out)
         self._leave(out, rows)
         read = lambda when: json.loads((out / f"{when}.json").read_text())
