@@ -18,6 +18,7 @@ def by_name(answer, completion):
     if completion == "unsendable":
         raise Unsendable(1, 2)
     odd = {"nan": float("nan"), "none": None, "inf": float("inf"), "huge": 1e300}
+    odd |= {"many": [1.0, 2.0], "one of many": [1.0], "text": "1"}
     return odd.get(completion, answer)
 
 
@@ -31,6 +32,7 @@ class Unsendable(Exception):
 def at_times(answer, completion):
     """Fails in every way, by the completion's first letter."""
     kind = ord(completion[:1] or "a") % 8
-    if kind < 4:
-        return by_name(answer, ["raise", "hang", "nan", "die"][kind])
-    return float(kind > 5)
+    if kind < 6:
+        ways = ["raise", "hang", "nan", "die", "many", "text"]
+        return by_name(answer, ways[kind])
+    return float(kind > 6)

@@ -9,20 +9,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+PLANTED = Path(__file__).parent / "faults" / "planted.py"
 
 
-def start(environment, name, *args, cwd=None, group=False) -> subprocess.Popen:
-    """With a group of its own, a signal can be sent to all that it starts, too."""
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *args]
+def start(
+    environment, name, *args, cwd=None, fault="", group=False
+) -> subprocess.Popen:
+    """An example, with a fault of `faults/planted.py`.
+
+    With a group of its own, a signal can be sent to all that it starts, too.
+    """
+    path = EXAMPLES / f"{name}.py"
+    command = [PLANTED, fault, name] if fault else [path]
     return subprocess.Popen(
-        list(map(str, command)),
+        list(map(str, [sys.executable, *command, *args])),
         **{"env": environment, "cwd": cwd, "text": True, "start_new_session": group},
         **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
     )
 
 
-def run(environment, name, *args, code=0, cwd=None) -> str:
-    process = start(environment, name, *args, cwd=cwd)
+def run(environment, name, *args, code=0, **how) -> str:
+    process = start(environment, name, *args, **how)
     out, _ = process.communicate(timeout=1800)  # it hangs, if ever
     assert process.returncode == code, out
     return out

@@ -15,12 +15,12 @@ from processes import EXAMPLES
 def test_a_reward_that_fails_is_one_samples():
     scorer = Scorer(by_name, limit=1.5)
     names = ["fine", "raise", "hang", "nan", "die", "none", "inf", "huge", "exit"]
-    names += ["unsendable", "fine"]
+    names += ["unsendable", "many", "one of many", "text", "fine"]
     start = time.monotonic()
-    rewards, scored = scorer([0.25] * 10 + [0.75], names)
+    rewards, scored = scorer([0.25] * 13 + [0.75], names)
     assert time.monotonic() - start < 40
     np.testing.assert_array_equal(scored, [name == "fine" for name in names])
-    np.testing.assert_array_equal(rewards, [0.25, *[0] * 9, 0.75])
+    np.testing.assert_array_equal(rewards, [0.25, *[0] * 12, 0.75])
     rewards, scored = scorer([1.0], ["fine"])  # it goes on
     assert scored.all() and rewards == 1
     scorer.close()

@@ -1,11 +1,12 @@
-"""The same functions elsewhere: another JAX, 64 bits, 8 devices, a GPU. How far apart?
+"""The same functions elsewhere: another JAX, 64 bits, more devices. How far apart?
 
     python benchmarks/reliability/platforms.py --python .venv-3.13/bin/python
     python benchmarks/reliability/platforms.py --python ""   # here only
 
 Values and gradients of every public function (`tests/cases.py`) on the same batches in
 float32, each place in a process of its own; against the oracle in float64, and against
-the first place, bit for bit. Leaves platforms.json and a table.
+the first place, bit for bit. Where a Python's JAX sees a GPU, that is its place.
+Leaves platforms.json and a table.
 """
 
 import dataclasses
@@ -70,17 +71,23 @@ def compared(numbers: dict[str, np.ndarray], usual: dict[str, np.ndarray]) -> di
     eps = np.finfo(np.float32).eps
 
     def far(x: np.ndarray, y: np.ndarray) -> float:
-        size = np.max(np.abs(y), initial=1e-30, where=np.isfinite(y))
+        finite = np.isfinite(y)
+        if not np.array_equal(x[~finite], y[~finite], equal_nan=True):
+            return np.inf
+        size = np.max(np.abs(y), initial=1e-30, where=finite)
         apart = np.abs(x.astype(np.float64) - y)
-        return float(np.max(np.nan_to_num(apart), initial=0) / size / eps)
+        return float(np.max(apart, initial=0, where=finite) / size / eps)
 
+    bits = lambda x: x.tobytes()
     ours = sorted(k for k in usual if not k.endswith("oracle"))
     off = {k: far(numbers[k], usual[k]) for k in ours}
     oracle = [far(numbers[k], numbers[k + " oracle"]) for k in ours if " value " in k]
     worst = max(off, key=off.__getitem__)
     return {
         "arrays": len(ours),
-        "same bits as usual": sum(np.array_equal(numbers[k], usual[k]) for k in ours),
+        "same bits as usual": sum(
+            numbers[k].tobytes() == usual[k].tobytes() for k in ours
+        ),
         "off the usual, median": float(np.median(list(off.values()))),
         "at most": off[worst],
         "where most": worst if off[worst] else "",

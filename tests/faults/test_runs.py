@@ -5,15 +5,12 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from processes import kept_to, rows, run, start, wait_for
 
-PLANTED = str(Path(__file__).with_name("planted.py"))
 SMALL = ["--total-steps=16000", "--num-envs=4", "--num-evals=7", "--normalise-obs"]
 SHORT = ["--total-steps=6144", "--num-envs=4", "--num-evals=3", "--normalise-obs"]
 
@@ -23,16 +20,6 @@ def whole(environment, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "run"
     run(environment, "cartpole", *SMALL, "--out", out)
     return rows(out)
-
-
-def planted(environment, fault, *args):
-    """An example with a fault in it: its exit code, and what it says."""
-    command = [sys.executable, PLANTED, fault, "cartpole", *map(str, args)]
-    out = subprocess.PIPE
-    process = subprocess.run(
-        command, env=environment, text=True, stdout=out, stderr=subprocess.STDOUT
-    )
-    return process.returncode, process.stdout
 
 
 def test_T09_a_terminated_run_saves_and_leaves(environment, tmp_path, whole):
@@ -141,8 +128,7 @@ def test_T06_changed_options_are_refused(environment, tmp_path, whole):
 def test_T11_broken_steps_are_left_out(environment, tmp_path):
     """NaN or inf at one step in a hundred: counted, and the rest is learned from."""
     out = tmp_path / "run"
-    code, said = planted(environment, "environment", *SMALL, "--out", out)
-    assert code == 0, said
+    run(environment, "cartpole", *SMALL, "--out", out, fault="environment")
     left_out = [row["left_out"][0] for row in rows(out)]
     # 2048 steps each, 0.01 of them: a deviation of 0.0022
     assert all(0.002 < x < 0.02 for x in left_out)
@@ -151,15 +137,14 @@ def test_T11_broken_steps_are_left_out(environment, tmp_path):
 
 
 def test_T11_an_environment_that_only_breaks_ends_the_run(environment, tmp_path):
-    code, said = planted(environment, "dead", *SMALL, "--out", tmp_path / "run")
-    assert code == 1 and "Look at the environment" in said
-    assert rows(tmp_path / "run")[-1]["left_out"] == [1]
+    out = tmp_path / "run"
+    said = run(environment, "cartpole", *SMALL, "--out", out, fault="dead", code=1)
+    assert "Look at the environment" in said and rows(out)[-1]["left_out"] == [1]
 
 
 def test_T01_three_bad_steps_are_skipped_and_counted(environment, tmp_path, whole):
     out = tmp_path / "run"
-    code, said = planted(environment, "loss", *SMALL, "--out", out)
-    assert code == 0, said
+    run(environment, "cartpole", *SMALL, "--out", out, fault="loss")
     # 10 epochs of 8 minibatches an update, four updates a line
     counted = [row["skipped"][0] * 80 * 4 for row in rows(out)]
     np.testing.assert_allclose(counted, [3] + [0] * (len(whole) - 1), atol=1e-3)
@@ -167,15 +152,15 @@ def test_T01_three_bad_steps_are_skipped_and_counted(environment, tmp_path, whol
 
 def test_T07_a_clock_that_jumps_changes_nothing(environment, tmp_path, whole):
     out = tmp_path / "run"
-    code, said = planted(environment, "clock", *SMALL, "--out", out)
-    assert code == 0 and rows(out) == whole, said
+    run(environment, "cartpole", *SMALL, "--out", out, fault="clock")
+    assert rows(out) == whole
 
 
 def test_T13_no_memory_left(environment, tmp_path, whole):
     """Of a device: an error that says so; what was saved is as it was."""
     out = tmp_path / "run"
-    code, said = planted(environment, "memory", *SMALL, "--out", out)
-    assert code == 1 and "Out of memory" in said
+    said = run(environment, "cartpole", *SMALL, "--out", out, fault="memory", code=1)
+    assert "Out of memory" in said
     run(environment, "cartpole", "--resume", out)
     assert rows(out) == whole
 
