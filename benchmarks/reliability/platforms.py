@@ -85,9 +85,7 @@ def compared(numbers: dict[str, np.ndarray], usual: dict[str, np.ndarray]) -> di
     worst = max(off, key=off.__getitem__)
     return {
         "arrays": len(ours),
-        "same bits as usual": sum(
-            numbers[k].tobytes() == usual[k].tobytes() for k in ours
-        ),
+        "same bits as usual": sum(bits(numbers[k]) == bits(usual[k]) for k in ours),
         "off the usual, median": float(np.median(list(off.values()))),
         "at most": off[worst],
         "where most": worst if off[worst] else "",
