@@ -114,7 +114,10 @@ def number(fn: str, name: str, value: Any, interval: str, dtype: Any) -> jax.Arr
 
 def upwards(low: Any, *, positive: bool = False) -> str:
     """The interval from a checked number on; a traced one may be anything from 0."""
-    least = 0 if isinstance(low, jax.core.Tracer) else float(low)
+    if isinstance(low, jax.core.Tracer):
+        least = 0
+    else:
+        least = low + 0 if isinstance(low, int) else float(low)  # True is 1
     return "(0, inf]" if positive and not least else f"[{least}, inf]"
 
 

@@ -743,3 +743,10 @@ def test_what_else_would_go_wrong_silently(call, error, fragments):
         call(jnp.zeros((1, 3)))
     for fragment in fragments:
         assert fragment in str(info.value)
+
+
+def test_a_bound_may_be_a_float32():
+    """Its digits are those of a float, not those that NumPy prints."""
+    least = np.float32(0.7)
+    jaxppo.band_weights(jnp.zeros((1, 2)), low=least, high=least)
+    jaxppo.truncated_weights(jnp.zeros((1, 2)), floor=least, cap=least)
