@@ -73,7 +73,7 @@ def test_every_mode_gives_the_single_transitions(mode, copy):
 
 
 def test_play_and_collect_agree_on_their_fields():
-    """A rollout under jit has the host's fields, shapes and dtypes; the mask apart."""
+    """A rollout under jit has the host's fields, shapes and dtypes."""
     env = hosts.GymnasiumVector(SyncVectorEnv([make_host] * 2), seed=0)
     ours, policy = environments.cartpole(), policies.policy_for(env.spec)
     logits = jnp.zeros((2, 2))
@@ -83,9 +83,23 @@ def test_play_and_collect_agree_on_their_fields():
     noise = policy.noise(jax.random.key(0), (2,))
     act = lambda obs, memory, first: (policy.sample(logits, noise), logits, memory)
     collected = hosts.collect(env, act, 5)
-    assert played.mask is None
-    for a, b in zip(collected[:-1], played[:-1], strict=True):
+    for a, b in zip(collected, played, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def test_what_is_not_finite_is_left_out():
+    """The step that led there, and the one that begins there."""
+
+    class Breaks(gymnasium.ObservationWrapper):
+        steps = 0
+
+        def observation(self, obs):
+            self.steps += 1
+            return np.where(self.steps == 3, np.float32(np.nan), obs)
+
+    env = hosts.GymnasiumVector(SyncVectorEnv([lambda: Breaks(make_host())]), seed=0)
+    masks = [env.step(np.zeros(1, int)).mask[0] for _ in range(4)]
+    assert masks == [True, False, False, True]
 
 
 def test_gymnasiums_own_cartpole():
