@@ -22,15 +22,21 @@ def whole(environment, tmp_path_factory):
     return rows(out)
 
 
-def test_T09_a_terminated_run_saves_and_leaves(environment, tmp_path, whole):
-    """At once after a signal: not a step is lost, and what follows it is not run."""
-    out = tmp_path / "run"
-    process = start(environment, "cartpole", *SMALL, "--out", out)
+def stopped(environment, out, num_rows, *args):
+    """A run that SIGTERM ends after so many lines; what it says."""
+    process = start(environment, "cartpole", *args)
     with kept_to([process]):
-        wait_for(out, 2, [process])
+        wait_for(out, num_rows, [process])
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, said
+    return said
+
+
+def test_T09_a_terminated_run_saves_and_leaves(environment, tmp_path, whole):
+    """At once after a signal: not a step is lost, and what follows it is not run."""
+    out = tmp_path / "run"
+    said = stopped(environment, out, 2, *SMALL, "--out", out)
     assert f"Go on with --resume {out}" in said
     done = len(rows(out))
     assert 2 <= done < len(whole)
@@ -85,18 +91,10 @@ def pair(environment, *args):
 def test_T08_on_other_devices(environment, tmp_path, whole):
     """From one to two and back: what is added up in another order, and no more."""
     out = tmp_path / "run"
-    process = start(environment, "cartpole", *SMALL, "--out", out)
-    with kept_to([process]):
-        wait_for(out, 2, [process])
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=300)
+    stopped(environment, out, 2, *SMALL, "--out", out)
     done = len(rows(out))
     two = environment | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    process = start(two, "cartpole", "--mesh=envs=2", "--resume", out)
-    with kept_to([process]):
-        wait_for(out, done + 1, [process])
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=300)
+    stopped(two, out, done + 1, "--mesh=envs=2", "--resume", out)
     for name in ("entropy", "approx_kl", "policy_loss", "value_loss"):
         ours, theirs = (x[done][name] for x in (rows(out), whole))
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5, err_msg=name)
@@ -107,11 +105,7 @@ def test_T08_on_other_devices(environment, tmp_path, whole):
 def test_T06_changed_options_are_refused(environment, tmp_path, whole):
     """In the file, or because the code has others now; put back, the run goes on."""
     out = tmp_path / "run"
-    process = start(environment, "cartpole", *SMALL, "--out", out)
-    with kept_to([process]):
-        wait_for(out, 2, [process])
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=300)
+    stopped(environment, out, 2, *SMALL, "--out", out)
     config = (out / "config.json").read_text()
     for change, message in {
         ("gamma", 0.5): "is of a run with gamma = 0.98, not 0.5",
