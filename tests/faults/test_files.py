@@ -154,7 +154,6 @@ LONG = {name: text for name, text in ANSWERS.items() if len(text) > 10**5}
 
 def test_X03_reasoning_gym_executes_no_answer_either(tmp_path, environment):
     """Every task of it: what scores by running the answer, or anything, is refused."""
-    pytest.importorskip("reasoning_gym")
     more = {"list": "[" * 60_000, "factorial": "factorial(99999999)"}
     more |= {name: text[:60_000] for name, text in ANSWERS.items()}  # and whole:
     more |= {f"{name}, whole": text for name, text in LONG.items()}
