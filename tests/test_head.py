@@ -557,6 +557,20 @@ def test_rounds_are_one_step_after_another(time):
     close(*(f(last, x, value, decay, decay, keep) for f in each))
 
 
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_accelerators_go_in_rounds(platform):
+    """A step each would be a loop; the rounds have none."""
+    x = jnp.ones((2, 8))
+    gae = lambda x: jaxppo.gae(x, x, 0.9, lambda_=0.8, mask=x > 0).advantages
+    for f in (gae, lambda x: _recurrence.recurrence(x, x, x[:, 0])):
+        loops = lambda p, f=f: (
+            jax.export.export(jax.jit(f), platforms=[p])(x)
+            .mlir_module()
+            .count("stablehlo.while")
+        )
+        assert loops(platform) == 0 < loops("cpu")
+
+
 def test_rounds_forget_what_a_terminal_step_led_to():
     x, decay = jnp.array([1.0, 2.0, jnp.nan]), jnp.array([0.5, 0.0, 1.0])
     y = _recurrence.in_rounds(x, decay, jnp.array(jnp.nan))
