@@ -80,7 +80,7 @@ def survived(found: dict[str, Any]) -> str:
     tried, whole = (
         sum(row[k] for row in found["survival"]) for k in ("tried", "survived")
     )
-    most = max(row["most"] for row in found["survival"])
+    most = max(row["most"] or 0 for row in found["survival"])
     return f"{tried} faults, {whole} survived, at most {most} lines of metrics lost"
 
 
@@ -139,9 +139,7 @@ PROGRAMME = {
     "R1": (
         "properties, by generated examples",
         "2e5, no failure",
-        lambda _: (
-            f"`JAXPPO_EXAMPLES=1000 {TESTS}test_laws.py tests/test_properties.py`"
-        ),
+        lambda _: LAWS,
     ),
     "R2": ("values and gradients against a loop in float64", "1e6", values),
     "R3": (
