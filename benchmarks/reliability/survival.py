@@ -256,11 +256,12 @@ def interrupted(
                     break
         process.send_signal(number)
         said, _ = process.communicate(timeout=PATIENCE)
-        if process.returncode == 0:  # it had ended already, or was about to
-            ended(result(out) == e.uninterrupted)
+        if process.returncode == 0 or result(out) == e.uninterrupted:
+            ended(result(out) == e.uninterrupted)  # it had learned all there is
             continue
-        saved = process.returncode == 128 + number and e.lost(out) == 0
-        assert saved or process.returncode == -number == -signal.SIGKILL, said
+        code = process.returncode  # -15: before there was anything to save
+        saved = code in (128 + number, -number) and e.lost(out) == 0
+        assert saved or code == -number == -signal.SIGKILL, said
         writing = any(is_newer(x, began) for x in unfinished(out))
         seen = is_newer(out / "metrics.jsonl", began) and len(lines(out)) != before
         note = "as it wrote" if writing else "as it played" if seen else "as it started"
