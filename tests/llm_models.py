@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,3 +74,43 @@ def _logits(graph, params, ids):
 
 def config_of(**changes) -> Config:
     return dataclasses.replace(tiny.CONFIG, **changes)
+
+
+def write_gguf(path, source, merges=(), more=(0,)):
+    """As llama.cpp's converter does: rotations of neighbours, not of halves."""
+    config, writer = source.config, gguf.GGUFWriter(str(path), "llama")
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_embedding_length(config.dim)
+    writer.add_feed_forward_length(config.hidden_dim)
+    writer.add_block_count(config.num_layers)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_context_length(config.max_len)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    vocab = sorted(source.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([word for word, _ in vocab])
+    writer.add_token_types([3 if i < 2 else 1 for _, i in vocab])
+    if merges:  # an array of nothing has no type
+        writer.add_token_merges(merges)
+    writer.add_eos_token_id(1)
+    writer.add_array("more", more)
+    for ours, theirs in weights.GGUF_TOP.items():
+        if ours != "lm_head" or not config.tied:
+            writer.add_tensor(f"{theirs}.weight", source.tensor(f"{ours}.weight"))
+    heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
+    for layer in range(config.num_layers):
+        for ours, theirs in weights.GGUF_LAYER.items():
+            x = source.tensor(f"model.layers.{layer}.{ours}.weight")
+            if theirs in heads:
+                halves = x.reshape(heads[theirs], 2, -1, x.shape[1])
+                x = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(x.shape)
+            writer.add_tensor(f"blk.{layer}.{theirs}.weight", x)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 from llm import tiny, weights
 from llm.model import Training, is_trained
-from llm_models import FAMILIES, built, config_of, logits_of, tiny_ids
+from llm_models import FAMILIES, built, config_of, logits_of, tiny_ids, write_gguf
 
 FUZZ = Path(__file__).parents[1] / "benchmarks/reliability"
 
@@ -28,44 +28,6 @@ def write_folder(folder, family="llama", params=None, training=None):
     args = FAMILIES[family], training, params, tiny.tokenizer(), (0, 1)
     weights.export(folder, *args)
     return folder
-
-
-def write_gguf(path, config=tiny.CONFIG, more=(0,)):
-    """As llama.cpp's converter does: rotations of neighbours, not of halves."""
-    source, writer = tiny.source(config), gguf.GGUFWriter(str(path), "llama")
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_embedding_length(config.dim)
-    writer.add_feed_forward_length(config.hidden_dim)
-    writer.add_block_count(config.num_layers)
-    writer.add_head_count(config.num_heads)
-    writer.add_head_count_kv(config.num_kv_heads)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_context_length(config.max_len)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
-    vocab = sorted(source.tokenizer.get_vocab().items(), key=lambda item: item[1])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list([word for word, _ in vocab])
-    writer.add_token_types([3 if i < 2 else 1 for _, i in vocab])
-    writer.add_eos_token_id(1)
-    writer.add_array("more", more)
-    for ours, theirs in weights.GGUF_TOP.items():
-        if ours != "lm_head" or not config.tied:
-            writer.add_tensor(f"{theirs}.weight", source.tensor(f"{ours}.weight"))
-    heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
-    for layer in range(config.num_layers):
-        for ours, theirs in weights.GGUF_LAYER.items():
-            x = source.tensor(f"model.layers.{layer}.{ours}.weight")
-            if theirs in heads:
-                halves = x.reshape(heads[theirs], 2, -1, x.shape[1])
-                x = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(x.shape)
-            writer.add_tensor(f"blk.{layer}.{theirs}.weight", x)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def logits(source):
@@ -86,7 +48,7 @@ def test_a_folder_is_the_model_that_was_written(family, tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_gguf_is_the_same_model(tied, tmp_path):
     config = config_of(tied=tied)
-    source = weights.read(write_gguf(tmp_path / "tiny.gguf", config))
+    source = weights.read(write_gguf(tmp_path / "tiny.gguf", tiny.source(config)))
     assert source.end_ids == (1,)
     np.testing.assert_allclose(logits(source), logits(tiny.source(config)), atol=1e-6)
 
@@ -317,7 +279,7 @@ def test_paths_stay_in_their_folder(tmp_path):
 
 def test_tensors_of_a_gguf_follow_each_other(tmp_path):
     """Else two could be one, or lie in the header, and nobody would notice."""
-    path = write_gguf(tmp_path / "tiny.gguf")
+    path = write_gguf(tmp_path / "tiny.gguf", tiny.source())
     reader = gguf.GGUFReader(path)
     second = reader.tensors[1].field
     at = second.offset + sum(part.nbytes for part in second.parts[:-1])
@@ -332,7 +294,8 @@ def test_tensors_of_a_gguf_follow_each_other(tmp_path):
 
 def test_an_array_of_numbers_is_read_at_once(tmp_path):
     """Else a count that a flipped bit made huge takes 671 bytes for each of them."""
-    path = write_gguf(tmp_path / "tiny.gguf", more=np.zeros(200_000, np.int8).tolist())
+    more = np.zeros(200_000, np.int8).tolist()
+    path = write_gguf(tmp_path / "tiny.gguf", tiny.source(), more=more)
     weights.read(path)
     tracemalloc.start()
     weights.read(path)

@@ -33,12 +33,15 @@ from typing import Any, NamedTuple
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["RUST_BACKTRACE"] = "0"  # a panic's takes milliseconds
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "examples"))
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+sys.path.extend(
+    str(pathlib.Path(__file__).parents[2] / part)
+    for part in ("benchmarks", "examples", "tests")
+)
 
 import gguf
 import jax
 import jax.numpy as jnp
+import llm_models
 import measure
 import numpy as np
 import tyro
@@ -111,39 +114,16 @@ def tokenizer() -> Tokenizer:
     return made
 
 
+def small() -> weights.Source:
+    """The model."""
+    return tiny.source(CONFIG)._replace(tokenizer=tokenizer())
+
+
 def write_folder(folder: pathlib.Path) -> None:
     """The model, as it is exported."""
-    source = tiny.source(CONFIG)._replace(tokenizer=tokenizer())
+    source = small()
     _, params = weights.loaded(source, Training(), jax.random.key(0))
     weights.export(folder, CONFIG, Training(), params, source.tokenizer, (0, 1))
-
-
-def write_gguf(path: pathlib.Path) -> None:
-    """The model, as llama.cpp writes it (but for the order of rotations)."""
-    c, source, writer = CONFIG, tiny.source(CONFIG), gguf.GGUFWriter(path, "llama")
-    writer.add_embedding_length(c.dim)
-    writer.add_feed_forward_length(c.hidden_dim)
-    writer.add_block_count(c.num_layers)
-    writer.add_head_count(c.num_heads)
-    writer.add_head_count_kv(c.num_kv_heads)
-    writer.add_rope_dimension_count(c.head_dim)
-    writer.add_context_length(c.max_len)
-    writer.add_layer_norm_rms_eps(c.norm_eps)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(WORDS)
-    writer.add_token_types([3 if i < 2 else 1 for i in range(len(WORDS))])
-    writer.add_token_merges(["1 2"])
-    writer.add_eos_token_id(1)
-    names = ["model.embed_tokens", "model.norm"]
-    names += [f"model.layers.0.{name}" for name in weights.GGUF_LAYER]
-    for name in names:
-        weight = f"{name}.weight"
-        writer.add_tensor(weights._gguf_name(weight), source.tensor(weight))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def shapes(c: Config) -> dict[str, tuple[int, ...]]:
@@ -441,7 +421,7 @@ def of_folder(
 def of_gguf(folder: pathlib.Path) -> Any:
     """A file of its own."""
     path = folder / "tiny.gguf"
-    write_gguf(path)
+    llm_models.write_gguf(path, small(), merges=["1 2"])
     read_model(path)
     sound, marks, reader = path.read_bytes(), [], gguf.GGUFReader(path)
     for field in [*reader.fields.values(), *(x.field for x in reader.tensors)]:
