@@ -38,6 +38,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
+import jax
 import jaxtyping
 import measure
 import mutants
@@ -110,15 +111,15 @@ def main(o: Options) -> None:
 
 def environment(out: pathlib.Path) -> None:
     """Programs that no mutant changes are compiled once, and all of them quickly."""
-    cache = str((out / "compiled").absolute())
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
-    os.environ |= {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "HYPOTHESIS_STORAGE_DIRECTORY": str((out / "hypothesis").absolute()),
-    }
+    os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str((out / "hypothesis").absolute())
+    for name, value in {  # JAX has read its own variables when it was imported
+        "platforms": "cpu",
+        "compilation_cache_dir": str((out / "compiled").absolute()),
+        "persistent_cache_min_compile_time_secs": 0,
+        "persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        jax.config.update(f"jax_{name}", value)
 
 
 def sources(only: str) -> dict[str, str]:
