@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,19 @@ def test_the_tables_of_control():
 
 def results(name):
     return json.loads((BENCHMARKS / f"results/{name}.json").read_text("utf-8"))
+
+
+def test_what_runs_survive():
+    """Each fault in the measured runs: all survived, and little was lost."""
+    rows = {(row["example"], row["fault"]): row for row in results("survival")}
+    assert len(rows) == 24  # 14 faults; 1 is of rewards alone, 3 are of control alone
+    assert all(row["survived"] == row["tried"] >= 1 for row in rows.values())
+    for example, between in {"cartpole": 1, "train_llm": 2}.items():
+        killed, ended = (rows[example, fault] for fault in ("kill -9", "SIGTERM"))
+        assert killed["tried"] >= 50 and killed["most"] <= between
+        assert int(re.search(r"(\d+) as it wrote", killed["seen"])[1]) >= 20
+        assert ended["tried"] >= 20 and ended["most"] == 0
+    assert rows["cartpole", "checkpoints damaged"]["tried"] >= 400
 
 
 def test_a_long_run():

@@ -102,7 +102,8 @@ def numbers(path: str) -> None:
     found: dict[str, Any] = {}
     mesh = None
     if jax.device_count() > 1:
-        mesh = jax.make_mesh((4,), ("rows",), devices=jax.devices()[:4])
+        auto = (jax.sharding.AxisType.Auto,)  # a mesh of explicit axes slices no rows
+        mesh = jax.make_mesh((4,), ("rows",), auto, devices=jax.devices()[:4])
 
     def placed(x: np.ndarray) -> Any:
         """Four rows on four devices, where there are four rows."""

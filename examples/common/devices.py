@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,10 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     if coordinator:
         # JAX would take SIGTERM for itself, and not end by it; see signals.py.
         jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize(coordinator, processes, process)
+        # One that is silent for so long is gone, and the others end.
+        jax.distributed.initialize(
+            coordinator, processes, process, heartbeat_timeout_seconds=50
+        )
     elif (processes, process) != (None, None):
         raise ValueError(
             "--processes and --process, but no --coordinator for them to meet at."
@@ -78,7 +82,8 @@ def together() -> Iterator[None]:
         if jax.process_count() == 1 or isinstance(error, Left):
             raise
         traceback.print_exc()
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        # Such as "UNKNOWN: Gloo all-reduce failed", which may be a ValueError, too.
+        if re.match(r"[A-Z_]+: ", str(error)):
             print("Another process may have ended, or be out of reach.")
         here = f"process {jax.process_index()} of {jax.process_count()}"
         print(f"{here} ends. Start all of them again, with --resume.", flush=True)

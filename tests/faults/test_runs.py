@@ -2,13 +2,17 @@
 does the same at scale."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 
+import jax
 import numpy as np
 import pytest
+from common import devices
 from processes import kept_to, rows, run, start, wait_for
 
 SMALL = ["--total-steps=16000", "--num-envs=4", "--num-evals=7", "--normalise-obs"]
@@ -78,6 +82,25 @@ def test_T04_one_of_two_is_killed_and_the_other_ends(environment, tmp_path, whic
         ends = [x.communicate(timeout=300)[0] for x in again]
         assert [x.returncode for x in again] == [0, 0], ends
     assert [row["step"] for row in rows(out)] == [2048, 4096, 6144]
+
+
+@pytest.mark.parametrize(
+    ("error", "network"),
+    [
+        (ValueError("UNKNOWN: Gloo all-reduce failed: connection reset"), True),
+        (jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: barrier"), True),
+        (FloatingPointError("learner: 10 steps in a row"), False),
+    ],
+)
+def test_T04_what_ended_the_other_is_said(monkeypatch, capsys, error, network):
+    """Whatever class JAX gives to what the network says."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit), devices.together():
+        raise error
+    said = "".join(capsys.readouterr())
+    assert ("Another process may have ended" in said) == network
+    assert str(error) in said and "with --resume" in said
 
 
 def pair(environment, *args):
