@@ -216,6 +216,36 @@ def test_nonzero_counts(name):
     same(call(name, mask=integers), call(name))
 
 
+LEARNED = {"log_probs", "values", "entropy", "logits"} & {*GIVEN}
+PAIR = inspect.signature(recipes.dapo).return_annotation  # a loss and metrics
+REPORTING = [
+    k
+    for k in having(*LEARNED)
+    if inspect.signature(RECIPES[k]).return_annotation == PAIR
+]
+
+
+@pytest.mark.parametrize("name", REPORTING)
+def test_what_is_reported_is_not_learned(name):
+    """Metrics pass no gradient on, whatever they are added to."""
+    own = LEARNED & {*inspect.signature(RECIPES[name]).parameters}
+    arguments = {k: jnp.asarray(given(name)[k]) for k in own}
+
+    def reported(arguments):
+        leaves = jax.tree.leaves(call(name, **arguments)[1])
+        return sum((jnp.sum(x.astype(jnp.float32)) for x in leaves), jnp.zeros(()))
+
+    for grad in jax.tree.leaves(jax.jit(jax.grad(reported))(arguments)):
+        np.testing.assert_array_equal(grad, 0)
+
+
+def test_trls_coefficient_is_itself_over_microbatches():
+    coef = recipes.trl.entropy_bonus(B.entropy, B.mask, entropy_coef=0.25)[1][
+        "entropy_coef"
+    ]
+    assert coef.value == (coef + coef).value == 0.25
+
+
 NO_FACTOR = "liger.vespo", "gdpo_advantages"  # weights of ratios, and of rewards
 WEIGHED = [k for k in having("weights") if k not in NO_FACTOR]
 WEIGHED = [

@@ -79,7 +79,8 @@ class Options:
     minutes: float = math.inf
     """Of the clock, after which no mutant is begun."""
     again: bool = False
-    """Only those alive in the folder's results, with six times the time."""
+    """Only those alive in the folder's results that nothing is said of, and six times
+    the time."""
     quick: bool = False
     """Only see that it works."""
     coverage: pathlib.Path | None = None
@@ -97,7 +98,8 @@ def main(o: Options) -> None:
     drawn = draw(o)
     todo = [m for m in drawn if m.key not in done]
     if o.again:
-        todo = [m for m in drawn if "alive" in done.get(m.key, {})]
+        left = {k for k, x in done.items() if "alive" in x} - argued().keys()
+        todo = [m for m in drawn if m.key in left]
         o = dataclasses.replace(o, seconds=6 * o.seconds)
     if todo:
         environment(o.out)
@@ -360,8 +362,7 @@ class Runner:
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         say = lambda **found: os.write(pipe, (json.dumps(found) + "\n").encode())
-        quick = bool(mutant) and not self.o.again  # it takes half of the time
-        jaxtyping.config.update("jaxtyping_disable", quick)
+        jaxtyping.config.update("jaxtyping_disable", bool(mutant))  # half of the time
         ran = 0
         try:
             if mutant:

@@ -423,8 +423,9 @@ def changed(e: Example, o: Options, rng: random.Random, row: Row) -> None:
         refused.append((good, note))
 
     changed = lambda **new: json.dumps(json.loads(config) | new)
-    tried("given", config, "that run has gamma", "--gamma=0.5")
-    tried("in the file", changed(gamma=0.5), "gamma = ")
+    rate = "--learning-rate=0.5"
+    tried("given", config, "that run has learning_rate", rate)
+    tried("in the file", changed(learning_rate=0.5), "learning_rate = ")
     tried("an option gone from the code", changed(of_old=1), "of_old")
     tried("the file cut short", config[:100], "no run to continue")
     path.write_text(config)
