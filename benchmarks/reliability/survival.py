@@ -420,6 +420,8 @@ def changed(e: Example, o: Options, rng: random.Random, row: Row) -> None:
         said, _ = process.communicate(timeout=PATIENCE)
         untouched = metrics.read_text() == before
         good = process.returncode == 1 and message in said and untouched
+        if not good:
+            print(note, said, process.returncode, untouched)
         refused.append((good, note))
 
     changed = lambda **new: json.dumps(json.loads(config) | new)
@@ -468,6 +470,8 @@ def bereft(e: Example, o: Options, rng: random.Random, row: Row) -> None:
                 good = codes[1 - which] not in (0, None) and seconds < 100 and clear
             resumed = end(pair("--resume", out)) == [0, 0]
             good = good and resumed and result(out) == result(whole)
+            if not good:
+                print(said, codes, seconds, resumed)
             # Which second it is differs from run to run: it is not part of a note.
             row.count(good, f"{number.name} to {which}", lost)
 
@@ -482,6 +486,8 @@ def planted(
         process = e.start("--out", out, *e.args, *args, fault=fault)
         said, _ = process.communicate(timeout=PATIENCE)
         good = check(processes.rows(out), said, process.returncode)
+        if not good:
+            print(said, process.returncode)
         row.count(good, "as expected", 0)
 
     return inflict
