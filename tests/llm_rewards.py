@@ -11,6 +11,8 @@ def by_name(answer, completion):
         raise KeyError("no such thing")
     if completion == "hang":
         time.sleep(60)
+    if completion == "slow":
+        time.sleep(0.2)
     if completion == "die":
         os._exit(3)
     if completion == "exit":

@@ -1,7 +1,9 @@
 """Tasks and their rewards: checked by a program, in a process that may fail."""
 
+import multiprocessing
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -23,6 +25,27 @@ def test_a_reward_that_fails_is_one_samples():
     np.testing.assert_array_equal(rewards, [0.25, *[0] * 12, 0.75])
     rewards, scored = scorer([1.0], ["fine"])  # it goes on
     assert scored.all() and rewards == 1
+    scorer.close()
+
+
+def test_processes_that_are_killed_between_two_batches():
+    """Or in one: what they had not scored yet is scored by others."""
+    scorer = Scorer(by_name, limit=30)
+    assert scorer([1.0], ["fine"])[1].all()
+    for child in multiprocessing.active_children():
+        child.kill()
+    time.sleep(1)  # it is noticed
+    rewards, scored = scorer([0.25] * 20, ["fine"] * 20)
+    assert scored.all() and np.all(rewards == 0.25)
+
+    def kill():
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    later = threading.Timer(0.5, kill)
+    later.start()
+    rewards, scored = scorer([0.25] * 20, ["slow"] * 20)
+    assert np.sum(scored) >= 16 and np.all(rewards[scored] == 0.25)  # 4 at a time
     scorer.close()
 
 

@@ -5,13 +5,17 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
 
 Reward = Callable[[Any, str], float]
+POOLS = 4  # that may break in one call, before what is left has no reward
+PATIENCE = 120  # seconds in which a process starts, or ends
 
 
 class Scorer:
@@ -25,12 +29,7 @@ class Scorer:
             limit: seconds that one sample may take; its process is killed after that.
         """
         self._reward, self._limit = reward, limit
-        # Not by fork: a copy of a process that runs JAX's threads can hang.
-        context = multiprocessing.get_context("spawn")
-        workers = min(4, os.cpu_count() or 1)
-        self._pool = ProcessPool(
-            max_workers=workers, context=context, initializer=_apart
-        )
+        self._pool = _pool()
 
     def __call__(
         self, answers: Sequence[Any], completions: Sequence[str]
@@ -40,25 +39,55 @@ class Scorer:
         A sample has none (its reward is 0 here) if the function raised, took too long,
         killed its process or returned something that is not a finite number.
         """
-        asked = [
-            self._pool.schedule(_one, args=(self._reward, *pair), timeout=self._limit)
-            for pair in zip(answers, completions, strict=True)
-        ]
-        rewards = np.zeros(len(asked), np.float32)
-        scored = np.zeros(len(asked), bool)
-        for i, future in enumerate(asked):
-            try:
-                value = future.result()
-            except (TimeoutError, ProcessExpired):
-                continue
-            if value is not None:
-                rewards[i], scored[i] = value, True
+        rewards = np.zeros(len(completions), np.float32)
+        scored = np.zeros(len(completions), bool)
+        left = dict(enumerate(zip(answers, completions, strict=True)))
+        for _ in range(POOLS):
+            for i, value in self._found(left):
+                del left[i]
+                if value is not None:
+                    rewards[i], scored[i] = value, True
+            if not left:
+                break
+            # Pebble gives up where a process dies between two tasks; what it had
+            # not done yet is done by others.
+            self.close()
+            self._pool = _pool()
         return rewards, scored
+
+    def _found(
+        self, left: dict[int, tuple[Any, str]]
+    ) -> Iterator[tuple[int, float | None]]:
+        """Rewards as they come, until the pool breaks."""
+        ask = lambda pair: self._pool.schedule(
+            _one, args=(self._reward, *pair), timeout=self._limit
+        )
+        try:
+            asked = {i: ask(pair) for i, pair in left.items()}
+        except RuntimeError:  # it broke before
+            return
+        for i, future in asked.items():
+            try:
+                yield i, future.result(self._limit + PATIENCE)
+            except BrokenProcessPool:
+                return
+            except (TimeoutError, ProcessExpired):
+                if not future.done():  # lost, with the process that was to do it
+                    return
+                yield i, None
 
     def close(self) -> None:
         """End the processes."""
         self._pool.stop()
-        self._pool.join()
+        with suppress(TimeoutError):
+            self._pool.join(PATIENCE)
+
+
+def _pool() -> ProcessPool:
+    # Not by fork: a copy of a process that runs JAX's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    workers = min(4, os.cpu_count() or 1)
+    return ProcessPool(max_workers=workers, context=context, initializer=_apart)
 
 
 def _apart() -> None:
