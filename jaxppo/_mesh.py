@@ -39,7 +39,7 @@ def varying(tree: Any, axes: Iterable[str]) -> Any:
         if not missing:
             return x
         if pvary := getattr(jax.lax, "pvary", None):  # before JAX 0.9
-            return pvary(x, missing)
+            return pvary(x, missing)  # pragma: no cover
         return jax.lax.pcast(x, missing, to="varying")
 
     return jax.tree.map(mark, tree)

@@ -130,10 +130,10 @@ def loop(n: int, size: int, body: Callable, carry: Any, count: Any = None) -> An
     if count is not None:
         return jax.lax.fori_loop(0, (count + size - 1) // size, turn, carry)
     size = min(size, n)
-    whole, rest = divmod(n, size) if size else (0, 0)
+    whole, rest = divmod(n, size)
     if whole == 1:
         carry = body(0, size, carry)
-    elif whole:
+    else:
         carry = jax.lax.fori_loop(0, whole, turn, carry)
     return body(whole * size, rest, carry) if rest else carry
 

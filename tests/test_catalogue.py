@@ -21,6 +21,14 @@ def slope(fn, x):
 # --- policy terms ---
 
 
+def test_without_a_mask_a_row_is_one_segment():
+    new, old = jnp.array([[1.0, 2.0, 6.0]]), jnp.zeros((1, 3))
+    alone = jaxppo.segment_log_ratio(new, old)
+    np.testing.assert_array_equal(alone, [[3.0, 3.0, 3.0]])
+    whole = jaxppo.segment_log_ratio(new, old, jnp.ones((1, 3), bool))
+    np.testing.assert_allclose(alone, whole, rtol=1e-6)
+
+
 def test_on_policy_every_surrogate_is_reinforce():
     x = jnp.zeros(2)
     terms = [

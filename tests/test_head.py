@@ -158,6 +158,33 @@ def test_log_probs_of_bfloat16_to_a_hundred_thousandth(mode):
         np.testing.assert_allclose(np.float64(x), y, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["recompute", "cached"])
+def test_gradients_of_float16_are_made_in_float32(mode):
+    """Weights of 1e5 give logits gradients that float16 does not hold."""
+    hidden, unembed, targets, _ = head_of(12, jnp.float16, n=8, d=5, v=11, scale=0.3)
+
+    def f(hidden, unembed):
+        out = jaxppo.token_log_probs(hidden, unembed, targets, mode=mode)
+        return 1e5 * jnp.sum(out.log_probs)
+
+    wide = [x.astype(jnp.float32) for x in (hidden, unembed)]
+    expected = jax.grad(f, (0, 1))(*wide)
+    for x, y in zip(jax.grad(f, (0, 1))(hidden, unembed), expected, strict=True):
+        assert x.dtype == jnp.float16 and np.max(np.abs(y)) > 65504 > 1e3
+        held = np.clip(y, -65504, 65504)  # what is larger is inf, as it should be
+        small = np.abs(y) < 6e4
+        assert np.all(np.isinf(x[np.abs(y) > 65600])) and small.any()
+        np.testing.assert_allclose(x[small], held[small], rtol=2e-3, atol=1)
+
+
+@each_mode
+def test_no_tokens(mode):
+    hidden, unembed = jnp.zeros((2, 0, 3)), jnp.ones((4, 3))
+    targets = jnp.zeros((2, 0), jnp.int32)
+    for out in jaxppo.token_log_probs(hidden, unembed, targets, **mode):
+        assert out.shape == (2, 0) and out.dtype == jnp.float32
+
+
 def rms(x):
     return np.sqrt(np.mean(np.float64(x) ** 2))
 
@@ -620,6 +647,12 @@ def test_errors_of_a_loss_in_the_forward_pass(unchecked):
     assert "add them up to one `jaxppo.Mean`" in call(two, TypeError)
     assert "expected (loss, metrics)" in call(lambda head, b: head.log_probs, TypeError)
     assert "`loss_fn` is None" in call(None, TypeError)
+    none = message(
+        ValueError,
+        partial(jaxppo.linear_policy_loss, hidden[:, :0], unembed),
+        **dict(targets=targets[:, :0], batch=batch, loss_fn=gspo),
+    )
+    assert ", 0); expected (items, *) with at least one token" in none
     assert "`items` = 0" in call(gspo, items=0)
     short = {k: x[1:] for k, x in batch.items()}
     said = call(gspo, batch=short)

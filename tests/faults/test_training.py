@@ -89,6 +89,16 @@ def test_S04_a_state_of_other_parameters(case, relaxed):
             update(state, jnp.ones(4))
 
 
+def test_S04_a_state_of_more_parameters(relaxed):
+    first = lambda params, batch: (jaxppo.token_mean(jnp.sum(params["v"]) * batch), {})
+    learner = jaxppo.learner(first, optax.adam(1e-2))
+    state = learner.init({"v": jnp.ones(3), "w": jnp.ones(3)})
+    state = dataclasses.replace(state, params={"v": jnp.ones(3)})
+    message = r"learner.update: `state.opt_state.*\['w'\]` is not in that of"
+    with pytest.raises(ValueError, match=message):
+        learner.update(state, jnp.ones(4))
+
+
 def test_S04_parameters_that_are_not_floating_point():
     learner = jaxppo.learner(linear, optax.sgd(1.0))
     with pytest.raises(TypeError, match="int32"):
