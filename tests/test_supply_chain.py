@@ -1,16 +1,21 @@
 """What comes with us: packages and their licences, the wheel alone, the workflows."""
 
+import email
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+import jaxppo
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -30,6 +35,7 @@ STATED = {
     "tqdm": "MPL-2.0 AND MIT",
     "zss": "no metadata; BSD in its repository",
 }
+PUBLISH = ["actions/download-artifact", "pypa/gh-action-pypi-publish"]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
 
@@ -133,26 +139,109 @@ print(*(x.metadata["Name"] for x in importlib.metadata.distributions()))
 """
 
 
-def test_the_wheel_alone(tmp_path):
-    """Built, put into an empty environment with what it names, and used."""
+# Not all of it is right: what the comments say, a type checker must find.
+TYPED = """
+from typing import assert_type
+
+import jax
+import jax.numpy as jnp
+import jaxppo
+
+x = jnp.zeros((2, 3))
+assert_type(jaxppo.clipped_surrogate(x, x, clip_eps=0.1), jax.Array)
+assert_type(jaxppo.token_mean(x, x > 0).value, jax.Array)
+assert_type(jaxppo.gae(x, x, 0.9, lambda_=0.8).returns, jax.Array)
+jaxppo.clipped_surrogate(x, x, clip_epsilon=0.1)  # unexpected keyword
+jaxppo.clipped_surrogate(x, "1")  # bad argument
+jaxppo.surrogate(x, x)  # missing attribute
+jaxppo.token_mean(x) + 1  # unsupported operand
+"""
+
+
+def quietly(where, *command):
+    """What a command says; it must not fail."""
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
+    done = subprocess.run(
+        list(map(str, command)),
+        **dict(capture_output=True, text=True, env=env, cwd=where),
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
 
-    def run(*command):
-        done = subprocess.run(
-            list(map(str, command)),
-            **dict(capture_output=True, text=True, env=env, cwd=tmp_path),
-        )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-        return done.stdout
 
-    pip, home = (sys.executable, "-m", "pip"), tmp_path / "home"
-    run(*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT)
-    (wheel,) = tmp_path.glob("jaxppo-*.whl")
-    run(sys.executable, "-m", "venv", "--without-pip", home)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A source archive, and the wheel that is built of it."""
+    out = tmp_path_factory.mktemp("dist")
+    quietly(out, sys.executable, "-m", "build", "--outdir", out, ROOT)
+    return out
+
+
+@pytest.fixture(scope="module")
+def home(built, tmp_path_factory):
+    """The Python of an empty environment, with the wheel and what it names."""
+    home = tmp_path_factory.mktemp("home")
+    quietly(home, sys.executable, "-m", "venv", "--without-pip", home)
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    run(*pip, "--python", python, "install", "--no-compile", wheel)
-    there = {plain(name) for name in run(python, "-I", "-c", ALONE).split()}
-    assert there == CORE | {"jaxppo"}
+    pip, wheel = (sys.executable, "-m", "pip", "--python", python), *built.glob("*.whl")
+    quietly(home, *pip, "install", "--no-compile", wheel)
+    return python
+
+
+def test_the_wheel_alone(home, tmp_path):
+    there = quietly(tmp_path, home, "-I", "-c", ALONE).split()
+    assert {plain(name) for name in there} == CORE | {"jaxppo"}
+
+
+def test_the_wheel_is_typed(home, tmp_path):
+    """What a user's checker makes of a user's script."""
+    script = tmp_path / "script.py"
+    script.write_text(TYPED)
+    check = sys.executable, "-m", "pyrefly", "check", "--python-interpreter-path", home
+    done = subprocess.run(
+        [*map(str, check), "--preset=strict", "--output-format=json", str(script)],
+        **dict(capture_output=True, text=True, cwd=tmp_path),
+    )
+    found = {(x["line"], x["name"]) for x in json.loads(done.stdout)["errors"]}
+    wrong = [i for i, x in enumerate(TYPED.splitlines(), 1) if "  # " in x]
+    assert len(wrong) == 4 and {line for line, _ in found} == set(wrong), found
+
+
+def test_what_is_built(built):
+    """The library and its metadata; no tests, no data; links that hold."""
+    version = importlib.metadata.version("jaxppo")
+    (wheel,), (archive,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as files:
+        names = set(files.namelist())
+        of = files.read(f"jaxppo-{version}.dist-info/METADATA").decode()
+    library = {str(x.relative_to(ROOT)) for x in (ROOT / "jaxppo").rglob("*.py")}
+    inside = {x for x in names if ".dist-info/" not in x}
+    assert inside == library | {"jaxppo/py.typed"}
+    assert any(x.endswith("/licenses/LICENSE") for x in names)
+    assert wheel.stat().st_size < 2**18 and archive.stat().st_size < 2**18
+
+    metadata = email.message_from_string(of)
+    urls = dict(x.split(", ") for x in metadata.get_all("Project-URL"))
+    assert urls.keys() == {"Homepage", "Documentation", "Changelog", "Issues"}
+    assert {plain(x) for x in metadata.get_all("Provides-Extra")} == set(EXTRAS)
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
+    assert metadata["License-Expression"] == "Apache-2.0"
+    links = re.findall(r"\]\(([^)]*)\)", metadata.get_payload())
+    ours = [x for x in links if f"/v{version}/" in x]
+    assert len(ours) > 15 and all(x.startswith(("https://", "#")) for x in links)
+    for link in ours:
+        path = link.partition(f"/v{version}/")[2].partition("#")[0]
+        assert (ROOT / path).exists(), link
+
+
+def test_one_version():
+    """In the package, the changelog and the citation."""
+    version = importlib.metadata.version("jaxppo")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    newest = re.findall(r"^## \[(\d.*?)\] - (\S+)", changes, re.MULTILINE)[0]
+    assert newest == (version, str(cited["date-released"]))
+    assert cited["version"] == version == jaxppo.__version__
 
 
 # --- workflows ---
@@ -170,8 +259,12 @@ def faults(text):
     if flow.get("permissions") != {"contents": "read"}:
         found.append("permissions")
     for job in flow["jobs"].values():
+        # To publish is to prove who we are; nothing else is done with that right.
         if "permissions" in job:
-            found.append("permissions of a job")
+            uses = [step.get("uses", "").partition("@")[0] for step in job["steps"]]
+            proves = job["permissions"] == {"id-token": "write"} and uses == PUBLISH
+            if not (proves and "environment" in job):
+                found.append("permissions of a job")
         if not job.get("timeout-minutes", 999) <= 120:
             found.append("no timeout")
         for step in job["steps"]:
@@ -201,10 +294,13 @@ def test_workflows_have_no_rights(path):
         ("timeout-minutes: 120", "continue-on-error: true"),
         ("run: .ci/run", "run: .ci/run ${{ github.head_ref }}"),
         ("    timeout", "    permissions: write-all\n    timeout"),
+        ("id-token: write", "id-token: write\n      contents: write"),
+        ("    timeout", "    permissions:\n      id-token: write\n    timeout"),
     ],
 )
 def test_the_check_itself_can_fail(old, new):
-    text = (ROOT / ".github/workflows/ci.yml").read_text()
+    name = "publish" if "id-token" in old + new else "ci"
+    text = (ROOT / f".github/workflows/{name}.yml").read_text()
     assert re.search(old, text) and faults(re.sub(old, new, text, count=1))
 
 
@@ -218,5 +314,6 @@ def test_workflows_run_what_a_change_must_pass():
         if "run" in step
     ]
     assert runs("ci") == [".ci/run"] and "python3 run.py audit" in runs("audit")
+    assert ".ci/run" in runs("publish")
     dependabot = yaml.safe_load((ROOT / ".github/dependabot.yml").read_text())
     assert dependabot["updates"][0]["package-ecosystem"] == "github-actions"
