@@ -11,10 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from browser import BROWSER, DRIVER, Keys, Page, chromium, contrast, until
 
-STATIC = Path(__file__).parents[1] / "docs/_static"
-TERMS = STATIC / "surrogates.js"
+DOCS = Path(__file__).parents[1] / "docs"
+STATIC = DOCS / "_static"
+SITE = DOCS / "_build/html"
 NODE = shutil.which("node")
+WRAPPER = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>One token</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<style>
+:root { color-scheme: light dark; } body { font: 16px sans-serif; margin: 1rem; }
+@media (prefers-color-scheme: dark) { body { background: #131416; } }
+body[data-theme=light] { background: white; }
+body[data-theme=dark] { background: #131416; }
+</style>
+<body>%s</body></html>
+"""
 
 
 # --- what evaluates JavaScript ---
@@ -23,7 +37,7 @@ NODE = shutil.which("node")
 def in_node(expression: str, argument=None):
     """The value of an expression of `oneToken` and `argument`."""
     script = f"""
-    require({json.dumps(str(TERMS))});
+    require({json.dumps(str(STATIC / "surrogates.js"))});
     const argument = JSON.parse(require("fs").readFileSync(0, "utf8"));
     console.log(JSON.stringify({expression}));
     """
@@ -32,11 +46,63 @@ def in_node(expression: str, argument=None):
     return json.loads(subprocess.run(command, **given, check=True).stdout)
 
 
-@pytest.fixture(params=["node"])
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    if not BROWSER or not DRIVER:
+        pytest.skip("no Chromium with its driver here: apt install chromium-driver")
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
+
+
+@pytest.fixture(scope="module")
+def wrapper(tmp_path_factory):
+    """The widget on a page of its own, for where the site has not been built."""
+    folder = tmp_path_factory.mktemp("page")
+    shutil.copytree(STATIC, folder / "_static")
+    page = folder / "interactive.html"
+    page.write_text(WRAPPER % (STATIC / "interactive.html").read_text("utf-8"), "utf-8")
+    return page.as_uri()
+
+
+@pytest.fixture(params=["alone", "in the site"])
+def page(request, driver, wrapper):
+    """The page as it opens on a desktop; its console must stay empty."""
+    address = wrapper
+    if request.param == "in the site":
+        built = [SITE / "_static" / file.name for file in STATIC.glob("*.*")]
+        same = [
+            x.exists() and x.read_bytes() == (STATIC / x.name).read_bytes()
+            for x in built
+        ]
+        if not all(same) or not (SITE / "interactive.html").exists():
+            pytest.skip("the site is not built, or not from these files")
+        address = (SITE / "interactive.html").as_uri()
+    page = Page(driver, address)
+    page.look("light", 1280)
+    yield page
+    assert page.complaints() == []
+
+
+@pytest.fixture(params=["node", "chromium"])
 def engine(request):
-    if not NODE:
-        pytest.skip("no node on this machine")
-    return in_node
+    """Evaluates an expression of `oneToken` and `argument`."""
+    if request.param == "node":
+        if not NODE:
+            pytest.skip("no node here")
+        return in_node
+    page = Page(request.getfixturevalue("driver"), request.getfixturevalue("wrapper"))
+    page.open()
+    # By way of JSON, as in node: the driver's own way of numbers loses their last bits.
+    script = "const argument = JSON.parse(arguments[0]); return JSON.stringify({})"
+    return lambda expression, argument=None: json.loads(
+        page.script(script.format(expression), json.dumps(argument))
+    )
+
+
+def numbers(page: Page) -> tuple[float, float, str]:
+    """Loss, pull and branch, as the page shows them."""
+    loss, pull, branch = map(page.text, ("ot-loss", "ot-pull", "ot-branch"))
+    return float(loss), float(pull), branch
 
 
 # --- numbers ---
@@ -195,3 +261,153 @@ def test_code_gives_the_number_shown(engine):
 def test_branches(engine, mode, at, branch):
     state = engine("oneToken.start(argument)", mode) | at
     assert engine("oneToken.evaluate(argument)", state)["branch"] == branch
+
+
+# --- the page, in a browser ---
+
+
+def test_keyboard_moves_everything(page):
+    """Tab reaches each control; arrows, space and letters change it."""
+    page.open()
+    names = page.tabbed("ot-mode", 8)
+    assert names == [
+        *("ot-mode", "ot-ratio", "ot-advantages", "ot-clip_eps"),
+        *("ot-clip_eps_high-use", "ot-dual_clip-use", "ot-reset", "ot-copy"),
+    ]
+    before = numbers(page)
+    page.press("ot-ratio", Keys.ARROW_LEFT * 20)
+    assert page.text("ot-ratio-value") == "1.10"
+    assert numbers(page) == (-1.1, 1.1, "unclipped") != before
+    page.press("ot-advantages", Keys.HOME)
+    assert page.text("ot-advantages-value") == "-3.00"
+    page.press("ot-dual_clip-use", Keys.SPACE)
+    assert page.text("ot-dual_clip-value") == "3.00"
+    page.press("ot-ratio", Keys.END)
+    assert numbers(page) == (9.0, 0.0, "dual-clipped")
+    page.press("ot-dual_clip-use", Keys.SPACE)
+    assert page.text("ot-dual_clip-value") == "off"
+    assert numbers(page) == (12.0, -12.0, "unclipped")
+    page.press("ot-mode", "CISPO")
+    assert page.script("return document.activeElement.id") == "ot-mode"
+    assert numbers(page)[1:] == (-6.0, "weight held from above")
+    page.press("ot-reset", Keys.ENTER)
+    assert page.text("ot-ratio-value") == "1.30"
+
+
+def test_every_control_has_a_name_and_shows_its_focus(page):
+    for mode in HYPER:
+        page.open(f"mode={mode}")
+        unnamed = page.script(
+            "return [...document.querySelectorAll('#one-token :is(input, select)')]"
+            ".filter(x => !x.labels.length && !x.ariaLabel).map(x => x.id)"
+        )
+        assert unnamed == []
+    for name in page.tabbed("ot-mode", 5):
+        width = (
+            f"return getComputedStyle(document.getElementById('{name}')).outlineWidth"
+        )
+        page.script(f"document.getElementById('{name}').focus({{focusVisible: true}})")
+        assert page.script(width) == "3px", name
+
+
+def test_what_is_read_out(page):
+    page.open()
+    assert page.find("ot-status").get_attribute("role") == "status"
+    page.press("ot-ratio", Keys.ARROW_RIGHT)
+    until(lambda: page.text("ot-status"))
+    said = page.script("return document.getElementById('ot-status').textContent")
+    assert said == "loss -1.2000, pull 0.0000, clipped above"
+    label = page.find("ot-objective").get_attribute("aria-label")
+    assert label == "objective 1.2000 at ratio 1.31"
+
+
+@pytest.mark.parametrize("mode", HYPER)
+def test_numbers_shown_are_those_of_the_code_shown(page, mode):
+    page.open(f"mode={mode}&ratio=2.3&advantages=-1.5")
+    loss, pull = run(page.text("ot-code"))["shown"]
+    got = numbers(page)
+    assert got[0] == pytest.approx(float(loss), abs=6e-5)
+    assert got[1] == pytest.approx(float(pull[0]), abs=6e-5)
+
+
+def test_the_address_restores_a_state(page):
+    page.open()
+    page.press("ot-mode", "TOPR")
+    page.press("ot-cap", Keys.ARROW_LEFT * 4)
+    page.press("ot-advantages", Keys.HOME)
+    page.press("ot-ratio", Keys.ARROW_RIGHT)
+    until(lambda: "ratio=1.31" in page.driver.current_url)
+    wanted, address = numbers(page), page.driver.current_url.partition("#")[2]
+    page.open()
+    assert numbers(page) != wanted
+    page.script(f"location.hash = {json.dumps(address)}")
+    until(lambda: numbers(page) == wanted)
+    page.open(address)
+    assert numbers(page) == wanted and page.text("ot-cap-value") == "0.80"
+    page.open("mode=clipped_surrogate&ratio=1.5&advantages=-1&dual_clip=1.25")
+    assert numbers(page) == (1.25, 0.0, "dual-clipped")
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted"),
+    [
+        ("mode=nothing&ratio=2", (-1.2, 0.0, "clipped above")),
+        ("mode=constructor", (-1.2, 0.0, "clipped above")),
+        ("some-heading", (-1.2, 0.0, "clipped above")),
+        ("mode=clipped_surrogate&ratio=NaN&clip_eps=x", (-1.2, 0.0, "clipped above")),
+        ("mode=unclipped_surrogate&ratio=99&dual_clip=3", (-4.0, 4.0, "unclipped")),
+        ("mode=unclipped_surrogate&ratio=-1", (-0.01, 0.01, "unclipped")),
+    ],
+)
+def test_an_address_that_makes_no_sense_does_no_harm(page, address, wanted):
+    page.open(address)
+    assert numbers(page) == wanted
+
+
+def test_copying(page):
+    page.open()
+    page.press("ot-copy", Keys.ENTER)
+    until(lambda: page.text("ot-copy") in ("Copied", "Selected"))
+
+
+# WCAG's contrast, at least: 4.5 for text, 3 for what is drawn.
+WORDS = ["label", "output", "dt", "dd", "select", "button", "pre", "figcaption"]
+CONTRAST = {
+    ("color", 4.5): [f".one-token {x}" for x in WORDS],
+    ("fill", 4.5): [".ot-plots text"],
+    ("stroke", 3): [".ot-curve", ".ot-axis"],
+    ("fill", 3): [".ot-here"],
+}
+CUT_OFF = """
+const all = [...document.querySelectorAll("#one-token :not(pre, pre *)")];
+return all.filter((x) => x.getBoundingClientRect().right > innerWidth).map((x) => x.id);
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1280])
+def test_it_fits_and_can_be_read(page, scheme, width, tmp_path):
+    page.look(scheme, width)
+    for mode in HYPER:
+        page.open(f"mode={mode}&advantages=-1")
+        assert page.script("return document.documentElement.scrollWidth") <= width
+        assert page.script(CUT_OFF) == []
+    page.open("mode=clipped_surrogate&ratio=1.6&advantages=1")
+    _, paper = page.colours("#ot-branch", "color")[0]
+    assert (np.mean(paper) < 128) == (scheme == "dark")
+    for (style, least), selectors in CONTRAST.items():
+        for selector in selectors:
+            pairs = page.colours(selector, style)
+            assert pairs, selector
+            for ink, paper in pairs:
+                assert contrast(ink, paper) >= least, (selector, ink, paper)
+    page.driver.save_screenshot(str(tmp_path / f"{scheme}-{width}.png"))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_readers_choice_of_theme_is_stronger(page, theme):
+    page.look("dark" if theme == "light" else "light", 1280)
+    page.open()
+    page.script(f"document.body.dataset.theme = '{theme}'")
+    ink, _ = page.colours("#ot-loss", "color")[0]
+    assert (np.mean(ink) > 128) == (theme == "dark")
