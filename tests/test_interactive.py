@@ -364,6 +364,14 @@ def test_an_address_that_makes_no_sense_does_no_harm(page, address, wanted):
     assert numbers(page) == wanted
 
 
+def test_an_address_may_be_finer_than_a_slider(page):
+    page.open("mode=unclipped_surrogate&ratio=1.23456")
+    assert page.text("ot-ratio-value") == "1.23456" and "[1.23456]" in page.text(
+        "ot-code"
+    )
+    assert numbers(page) == (-1.2346, 1.2346, "unclipped")
+
+
 def test_copying(page):
     page.open()
     page.press("ot-copy", Keys.ENTER)

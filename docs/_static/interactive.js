@@ -26,6 +26,8 @@
     return made;
   };
 
+  // Two digits, or all of them, if an address brought more than sliders have.
+  const plain = (x) => (Number(x.toFixed(2)) === x ? x.toFixed(2) : String(x));
   const shown = (x) => (Math.abs(x) < 5e-5 ? 0 : x).toFixed(4);
 
   // --- controls ---
@@ -57,12 +59,11 @@
       $("sliders").replaceChildren(...made);
       $("mode").value = rows = state.mode;
     }
-    for (const [key, { on, step }] of Object.entries(sliders)) {
+    for (const [key, { on }] of Object.entries(sliders)) {
       const value = state[key];
-      const digits = Math.max(2, (String(step).split(".")[1] ?? "").length);
       $(key).disabled = value === null;
       $(key).value = value ?? on;
-      $(`${key}-value`).value = value === null ? "off" : value.toFixed(digits);
+      $(`${key}-value`).value = value === null ? "off" : plain(value);
       if (on !== undefined) $(`${key}-use`).checked = value !== null;
     }
   };
@@ -73,10 +74,10 @@
   const LAST = slidersOf(FIRST).ratio.max;
   const RATIOS = Array.from({ length: 800 }, (_, i) => ((i + 1) * LAST) / 800);
 
-  // 1, 2 or 5 times a power of ten, not below x.
+  // A round number, not below x.
   const nice = (x) => {
     const power = 10 ** Math.floor(Math.log10(x));
-    return [1, 2, 5, 10].map((n) => n * power).find((n) => n >= x * 0.999);
+    return [1, 2, 3, 5, 10].map((n) => n * power).find((n) => n >= x);
   };
 
   const across = (ratio) => LEFT + (ratio / LAST) * (WIDTH - LEFT - RIGHT);
@@ -84,7 +85,7 @@
   const plot = (svg, name, points, here) => {
     // Near 0 and at the far end some terms are huge: the scale is that of the middle.
     const middle = points.filter((_, i) => RATIOS[i] > 0.2 && RATIOS[i] < 3);
-    const top = nice(Math.max(0.5, ...middle.map(({ y }) => Math.abs(y))));
+    const top = nice(1.05 * Math.max(0.4, ...middle.map(({ y }) => Math.abs(y))));
     const room = (HEIGHT - TOP - BOTTOM) / 2;
     const up = (y) => TOP + room * (1 - y / top);
     const inside = (y) => Math.min(Math.max(y, -top), top);

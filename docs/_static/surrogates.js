@@ -192,7 +192,7 @@ globalThis.oneToken = (() => {
       term: vespo,
       python: [
         "weights = jaxppo.vespo_weights(x, A, {})",
-        "weights * jaxppo.policy_gradient(old + x, A)",
+        "(weights * jaxppo.policy_gradient(old + x, A))",
       ],
     },
     shaped_off_policy: {
@@ -229,13 +229,13 @@ globalThis.oneToken = (() => {
       title: "KL penalty: k2 to the old policy",
       sliders: { coef: slider(0.5, 0, 2, 0.05) },
       term: (at) => penalised(at.x ** 2 / 2, at.x, at),
-      python: ["jaxppo.unclipped_surrogate(x, A) + coef * jaxppo.kl_k2(x)"],
+      python: ["(jaxppo.unclipped_surrogate(x, A) + coef * jaxppo.kl_k2(x))"],
     },
     kl_k3: {
       title: "KL penalty: k3 to the old policy",
       sliders: { coef: slider(0.5, 0, 2, 0.05) },
       term: (at) => penalised(Math.expm1(-at.x) + at.x, -Math.expm1(-at.x), at),
-      python: ["jaxppo.unclipped_surrogate(x, A) + coef * jaxppo.kl_k3(x)"],
+      python: ["(jaxppo.unclipped_surrogate(x, A) + coef * jaxppo.kl_k3(x))"],
     },
   };
 
@@ -262,8 +262,7 @@ globalThis.oneToken = (() => {
     const given = Object.entries(hyper).filter(([, value]) => value !== null);
     const keywords = given.map(([key, value]) => `${key}=${float(value)}`).join(", ");
     const body = MODES[mode].python.map((line) => line.replace("{}", keywords));
-    const last = body.pop();
-    const whole = / [+*] /.test(last) ? `(${last})` : last;
+    const last = `return ${body.pop()}[0]`;
     const array = (x) => `jnp.array([${float(x)}])`;
     return [
       "import jax, jax.numpy as jnp, jaxppo",
@@ -273,7 +272,7 @@ globalThis.oneToken = (() => {
       ...(coef === undefined ? [] : [`coef = ${float(coef)}`]),
       "",
       "def loss(x):",
-      ...[...body, `return ${whole}[0]`].map((line) => `    ${line}`),
+      ...[...body, last].map((line) => `    ${line}`),
       "",
       "loss(x), -jax.grad(loss)(x)",
     ].join("\n");
