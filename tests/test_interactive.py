@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from browser import BROWSER, DRIVER, Keys, Page, chromium, contrast, until
 
+import jaxppo
+
 DOCS = Path(__file__).parents[1] / "docs"
 STATIC = DOCS / "_static"
 SITE = DOCS / "_build/html"
@@ -166,6 +168,15 @@ def test_every_mode_is_tested(engine):
     assert set(engine("Object.keys(oneToken.MODES)")) == set(HYPER)
 
 
+def test_every_policy_term_of_the_library_is_a_mode(engine):
+    modes = "Object.keys(oneToken.MODES).map((x) => oneToken.code(oneToken.start(x)))"
+    code = "\n".join(engine(modes))
+    for name, term in vars(jaxppo).items():
+        room = getattr(term, "__module__", "").rpartition(".")[2]
+        if room in ("_clipping", "_weighting", "_trust_region"):
+            assert f"jaxppo.{name}(" in code, name
+
+
 @pytest.mark.parametrize("mode", HYPER)
 def test_numbers_are_the_librarys(engine, mode):
     for hyper in HYPER[mode]:
@@ -294,20 +305,19 @@ def test_keyboard_moves_everything(page):
     assert page.text("ot-ratio-value") == "1.30"
 
 
+UNNAMED = """
+const all = [...document.querySelectorAll("#one-token :is(input, select)")];
+return all.filter((x) => !x.labels.length && !x.ariaLabel).map((x) => x.id);
+"""
+
+
 def test_every_control_has_a_name_and_shows_its_focus(page):
     for mode in HYPER:
         page.open(f"mode={mode}")
-        unnamed = page.script(
-            "return [...document.querySelectorAll('#one-token :is(input, select)')]"
-            ".filter(x => !x.labels.length && !x.ariaLabel).map(x => x.id)"
-        )
-        assert unnamed == []
+        assert page.script(UNNAMED) == []
     for name in page.tabbed("ot-mode", 5):
-        width = (
-            f"return getComputedStyle(document.getElementById('{name}')).outlineWidth"
-        )
-        page.script(f"document.getElementById('{name}').focus({{focusVisible: true}})")
-        assert page.script(width) == "3px", name
+        page.press(name, Keys.SHIFT)  # a key, so that the focus is the keyboard's
+        assert page.find(name).value_of_css_property("outline-width") == "3px", name
 
 
 def test_what_is_read_out(page):
@@ -315,8 +325,7 @@ def test_what_is_read_out(page):
     assert page.find("ot-status").get_attribute("role") == "status"
     page.press("ot-ratio", Keys.ARROW_RIGHT)
     until(lambda: page.text("ot-status"))
-    said = page.script("return document.getElementById('ot-status').textContent")
-    assert said == "loss -1.2000, pull 0.0000, clipped above"
+    assert page.text("ot-status") == "loss -1.2000, pull 0.0000, clipped above"
     label = page.find("ot-objective").get_attribute("aria-label")
     assert label == "objective 1.2000 at ratio 1.31"
 
