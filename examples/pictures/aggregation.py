@@ -34,7 +34,7 @@ def weights(aggregate: Aggregator) -> np.ndarray:
 
 def draw() -> Figure:
     """A sheet of tokens for each aggregator."""
-    figure, panels = plt.subplots(2, 3, figsize=(9.6, 5.0))
+    figure, panels = plt.subplots(2, 3, figsize=(8.4, 4.6))
     for panel, (name, aggregate) in zip(panels.flat, AGGREGATORS.items(), strict=True):
         sheet(panel, name, weights(aggregate))
     image = panels.flat[0].images[0]

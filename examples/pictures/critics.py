@@ -10,7 +10,18 @@ from matplotlib.figure import Figure
 
 import jaxppo
 
-from .panels import BLUE, GREEN, GREY, ORANGE, Axis, Curve, curve, guides, pairs, plt
+from .panels import (
+    GREEN,
+    GREY,
+    STYLES,
+    Axis,
+    Curve,
+    curve,
+    guides,
+    headline,
+    pairs,
+    plt,
+)
 
 VALUES = np.linspace(-1.5, 2.5, 401)
 OLD_VALUE, CLIP_EPS, DELTA = 0.0, 0.5, 0.5
@@ -27,6 +38,7 @@ TERMS: dict[str, Callable] = {
 }
 EDGES = np.linspace(-2.25, 2.25, 10)  # nine bins, 0.5 wide, centred on multiples of 0.5
 CENTRES = (EDGES[:-1] + EDGES[1:]) / 2
+KINDS = ("two_hot", "hl_gauss")
 SIGMA = 0.75 * 0.5  # bin widths, the paper's
 TARGET = 0.2
 
@@ -60,10 +72,8 @@ def values() -> Figure:
 def targets(x: jax.Array) -> dict[str, jax.Array]:
     """What a categorical critic is to predict for a return of x, over the bins."""
     support, edges = (jnp.asarray(grid, jnp.float32) for grid in (CENTRES, EDGES))
-    return {
-        "two_hot": jaxppo.two_hot(x, support),
-        "hl_gauss": jaxppo.hl_gauss(x, edges, sigma=SIGMA),
-    }
+    both = jaxppo.two_hot(x, support), jaxppo.hl_gauss(x, edges, sigma=SIGMA)
+    return dict(zip(KINDS, both, strict=True))
 
 
 def logit_pulls(values: np.ndarray) -> dict[str, np.ndarray]:
@@ -84,44 +94,56 @@ def logit_pulls(values: np.ndarray) -> dict[str, np.ndarray]:
 
 def quantile_pulls(values: np.ndarray, k: int = 3) -> np.ndarray:
     """The pull of a return of 0 on each of k quantiles that all predict the value."""
-    quantiles = jnp.broadcast_to(jnp.asarray(values, jnp.float32)[:, None], (401, k))
-    loss = lambda q: jnp.sum(jaxppo.quantile_value(q, jnp.zeros(401), delta=DELTA))
+    quantiles = jnp.repeat(jnp.asarray(values, jnp.float32)[:, None], k, axis=1)
+    zeros = jnp.zeros(len(values))
+    loss = lambda q: jnp.sum(jaxppo.quantile_value(q, zeros, delta=DELTA))
     return -k * np.asarray(jax.grad(loss)(quantiles))
 
 
 def distributions() -> Figure:
     """Targets over bins, how hard they pull, and how hard a quantile is pulled."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 2.9))
-    pairs_of = dict(zip(("two_hot", "hl_gauss"), (BLUE, ORANGE), strict=True))
-    probs = targets(jnp.asarray(TARGET))
-    pulls = logit_pulls(VALUES)
-    for i, (kind, color) in enumerate(pairs_of.items()):
-        left.bar(CENTRES + (i - 0.5) * 0.2, probs[kind], 0.2, color=color, label=kind)
-        middle.plot(VALUES, pulls[kind], color=color, linestyle="-" if i == 0 else "--")
-    middle.plot(VALUES, np.abs(VALUES - TARGET), color=GREY, linestyle=":")
-    for q, color, dash, tau in zip(
-        quantile_pulls(VALUES).T,
-        (GREEN, BLUE, ORANGE),
-        ("-.", "-", "--"),
-        ("1/6", "1/2", "5/6"),
-        strict=True,
-    ):
-        right.plot(VALUES, q, color=color, linestyle=dash, label=f"tau {tau}")
-    describe(left, "targets for a return of 0.2", "value of the bin", "probability")
-    describe(middle, "pull on a critic right for v", "value v", "size of the pull")
-    describe(right, "quantile_value, delta 0.5", "quantile q - return", "pull on q")
-    left.legend(fontsize=8)
-    figure.suptitle(
-        "Critics that predict a distribution", fontsize=11, x=0.01, ha="left"
-    )
-    middle.legend([*pulls, "squared error"], fontsize=8, loc="upper center")
-    middle.set_ylim(0, 2.3)
-    guides(middle, TARGET)
-    guides(right, 0)
-    right.legend(fontsize=8)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(8.4, 2.9))
+    bars(left)
+    sizes(middle)
+    quantiles(right)
+    headline(figure, "Critics that predict a distribution", legend=False)
     return figure
 
 
-def describe(panel: Axes, title: str, across: str, up: str) -> None:
-    """A panel's words."""
-    panel.set(title=title, xlabel=across, ylabel=up)
+def bars(panel: Axes) -> None:
+    """What a return of TARGET is, over the bins."""
+    probs = targets(jnp.asarray(TARGET))
+    for kind, shift, (color, _) in zip(KINDS, (-0.1, 0.1), STYLES, strict=True):
+        panel.bar(CENTRES + shift, probs[kind], 0.2, color=color, label=kind)
+    panel.set_title(f"targets for a return of {TARGET}")
+    panel.set(xlabel="value of the bin", ylabel="probability")
+    panel.legend(fontsize=8)
+
+
+def sizes(panel: Axes) -> None:
+    """How hard it pulls critics that are right for other values."""
+    pulls = logit_pulls(VALUES) | {"squared error": np.abs(VALUES - TARGET)}
+    for (kind, size), (color, dash) in zip(
+        pulls.items(), [*STYLES, (GREY, ":")], strict=True
+    ):
+        panel.plot(VALUES, size, color=color, linestyle=dash, label=kind)
+    guides(panel, TARGET)
+    panel.set(title="pull on a critic right for v", ylim=(0, 2.4))
+    panel.set(xlabel="value v", ylabel="size of the pull")
+    solid = dict(frameon=True, framealpha=1, edgecolor="none")  # the guide runs behind
+    panel.legend(fontsize=8, loc="upper center", **solid)
+
+
+def quantiles(panel: Axes) -> None:
+    """How hard a return pulls three quantiles."""
+    for tau, pull, (color, dash) in zip(
+        ("1/6", "1/2", "5/6"),
+        quantile_pulls(VALUES).T,
+        [(GREEN, "-."), *STYLES],
+        strict=True,
+    ):
+        panel.plot(VALUES, pull, color=color, linestyle=dash, label=f"tau {tau}")
+    guides(panel, 0)
+    panel.set(title=f"quantile_value, delta {DELTA}")
+    panel.set(xlabel="quantile q - return", ylabel="pull on q")
+    panel.legend(fontsize=8)

@@ -60,8 +60,8 @@ def along_the_ratio() -> Figure:
 # A panel's title, the column of its error bars, its scale and its ticks, the first and
 # last of which are its ends.
 SHOWN: dict[str, tuple[str, str, tuple[str, list[float]]]] = {
-    "mean": ("mean / true KL", "mean_error", ("log", [0.5, 1, 3, 10, 20])),
-    "std": ("std of a sample / true KL", "", ("log", [0.2, 1, 3, 10, 30])),
+    "mean": ("mean\n/ true KL", "mean_error", ("log", [0.5, 1, 3, 10, 20])),
+    "std": ("std of a sample\n/ true KL", "", ("log", [0.2, 1, 3, 10, 30])),
     "gradient_bias": (
         "bias of the gradient\n/ true gradient",
         "gradient_error",
@@ -128,7 +128,7 @@ def moments(
 
 def sampled(samples: int) -> Figure:
     """Value and gradient of each estimator, for two pairs of policies."""
-    figure, panels = plt.subplots(1, 4, figsize=(9.6, 3.9), sharey=True)
+    figure, panels = plt.subplots(1, 4, figsize=(8.4, 3.8), sharey=True)
     for i, (name, distance) in enumerate(DISTANCES.items()):
         rows = [sample(kl, distance, samples) for kl in ESTIMATORS.values()]
         columns = dict(zip(Sampled._fields, np.transpose(rows), strict=True))

@@ -61,7 +61,7 @@ def pairs(
     """For each title its curves above and their pulls below; a line where x is `at`."""
     across, above, below = axes
     rows = -(-len(panels) // columns)
-    figure = plt.figure(figsize=(2.4 * columns, 3.3 * rows + 0.7))
+    figure = plt.figure(figsize=(2.1 * columns, 3.0 * rows + 0.7))
     grid = figure.add_gridspec(2 * rows, columns)
     for i, (name, curves) in enumerate(panels.items()):
         row, column = divmod(i, columns)
@@ -90,9 +90,9 @@ def guides(panel: Axes, at: float) -> None:
     panel.axvline(at, color=GREY, linewidth=0.8, zorder=0)
 
 
-def headline(figure: Figure, title: str) -> None:
+def headline(figure: Figure, title: str, *, legend: bool = True) -> None:
     """The picture's title on the left, and the first panel's legend beside it."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    if len(labels) > 1:
+    if legend and len(labels) > 1:
         figure.legend(handles, labels, loc="upper right", ncols=len(labels), fontsize=9)
