@@ -45,7 +45,11 @@ class Page:
     def open(self, fragment: str = "") -> None:
         """From the start, not by a jump inside it."""
         self.driver.get("about:blank")
-        self.driver.get(f"{self.address}#{fragment}" if fragment else self.address)
+        there = f"{self.address}#{fragment}" if fragment else self.address
+        self.driver.get(there)
+        # On a machine that is busy, `get` was seen to return before the page was there.
+        arrived = "return document.readyState === 'complete' && location.href"
+        until(lambda: self.script(arrived) == there)
 
     def script(self, text: str, *arguments: Any) -> Any:
         return self.driver.execute_script(text, *arguments)
