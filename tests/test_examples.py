@@ -37,16 +37,6 @@ def test_what_tunix_needs_is_said(environment):
     assert "pip install google-tunix" in run(environment, "tunix_grpo", code=1)
 
 
-def test_gallery_is_drawn(environment, tmp_path):
-    out = tmp_path / "new" / "gallery.png"
-    assert f"Drawn: {out}" in run(environment, "gallery", "--out", out)
-    image = plt.imread(out)
-    rows, columns = image.shape[:2]
-    assert rows > 1000 and columns > 1500
-    dark = np.mean(image[..., :3], -1) < 0.9  # every row of panels has its curves
-    assert np.all([np.any(band) for band in np.array_split(dark, 12)])
-
-
 def test_a_sweep_finds_what_learns(environment, tmp_path):
     """Of two learning rates, one of them far too small to learn anything by."""
     rates = ["--learning-rates", "1e-6", "1e-2", "--gae-lambdas", "0.95"]
