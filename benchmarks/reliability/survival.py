@@ -249,6 +249,8 @@ def interrupted(
             # The file is written anew when a run is resumed.
             while process.poll() is None and not is_newer(out / "metrics.jsonl", began):
                 time.sleep(0.002)
+            if number == signal.SIGTERM:  # else all come as the first step is compiled
+                e.wait_for(process, out, before + rng.randrange(3))
             time.sleep(rng.uniform(0, 0.5 * e.learning))
             while kind == "writes" and process.poll() is None:
                 if any(is_newer(x, began) for x in unfinished(out)):
