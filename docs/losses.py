@@ -59,11 +59,28 @@ are [recipes](recipes.md), those of 20 systems with
 [the faults that they reproduce](recipes/faults.md).
 """
 COMPOSITIONS = """\
-What is not a function is a line of terms. With
-`x = jaxppo.log_ratio(log_probs, old_log_probs, mask)` and
-`d = jaxppo.log_ratio(old_log_probs, rollout_log_probs, mask)`:
+What is not a function is a line of terms:
 
 ```python
+import math
+
+import jax
+import jax.numpy as jnp
+import jaxppo
+
+# a batch of 8 answers of up to 5 tokens, two a prompt
+noise = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
+mask = jnp.arange(5)[None] < jnp.array([5, 3, 1, 0, 5, 4, 2, 5])[:, None]
+finished = jnp.array([1, 0, 1, 0, 1, 0, 1, 0], bool)  # not cut short
+theirs = (jnp.arange(8) < 2)[:, None] & mask  # written by another policy
+old_log_probs = -2 + 0.1 * noise(0, 8, 5)
+log_probs, rollout_log_probs, ref_log_probs = old_log_probs + 0.1 * noise(1, 3, 8, 5)
+token_rewards, values, rewards = noise(2, 8, 5), noise(3, 8, 5), noise(4, 8)
+advantages = jaxppo.group_advantages(rewards, group_size=2)[:, None]
+eps, delta, kl_coef = 0.2, 4.0, 0.1
+x = jaxppo.log_ratio(log_probs, old_log_probs, mask)  # policy and itself, before
+d = jaxppo.log_ratio(old_log_probs, rollout_log_probs, mask)  # trainer and sampler
+
 # INTELLECT-2's two-sided clip: delta caps the ratio on both sides, eps as in PPO
 two_sided = jaxppo.clipped_surrogate(
     x,
@@ -204,6 +221,7 @@ def members(rooms: list[str]) -> list[types.FunctionType]:
 
 def names_in(fn: types.FunctionType, seen: frozenset[str] = frozenset()) -> set[str]:
     """Names that a function's code reads, and those of the helpers beside it."""
+    fn = inspect.unwrap(fn)  # the tests check its shapes
     codes = [fn.__code__]
     for code in codes:
         codes += [x for x in code.co_consts if isinstance(x, types.CodeType)]

@@ -4,13 +4,17 @@ A link to CHANGELOG.md is right on GitHub; here it has to lead to the page that 
 it. `text(page)` is what Sphinx reads, and what the tests do.
 """
 
+from __future__ import annotations
+
 import functools
 import os
 import pathlib
 import re
 import shutil
+from typing import TYPE_CHECKING
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 DOCS = pathlib.Path(__file__).parents[1]
 ROOT = DOCS.parent
