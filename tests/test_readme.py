@@ -151,7 +151,7 @@ def test_numbers_of_recipes():
 def test_commands_and_files_exist():
     for command in re.findall(r"python3 run.py ([\w-]+)", README):
         example = ROOT / "examples" / f"{command}.py"
-        assert command in ("test", "test-live") or example.exists()
+        assert command in ("docs", "test", "test-live") or example.exists()
     for example in re.findall(
         r"`(pendulum|acrobot|mountain_car|minatar|gymnasium_vector|sweep)`", README
     ):
