@@ -130,10 +130,12 @@ def api() -> dict[pathlib.Path, str]:
 
 def recipe_table(fns: dict[str, types.FunctionType]) -> list[str]:
     """A table of recipes: what, at which defaults, and the paper if it is named."""
-    lines = [row(["", "what", "defaults", "paper"]), row(["---"] * 4)]
+    any_paper = any(map(papers, fns.values()))
+    columns = ["", "what", "defaults", *["paper"] * any_paper]
+    lines = [row(columns), row(["---"] * len(columns))]
     for name, fn in fns.items():
         what = cell(" ".join(paragraphs(fn)[:1]))
-        lines.append(row([f"`{name}`", what, defaults(fn), papers(fn)]))
+        lines.append(row([f"`{name}`", what, defaults(fn), *[papers(fn)] * any_paper]))
     return lines
 
 
