@@ -23,7 +23,7 @@ TOOLS = {
         "pip_audit --strict --vulnerability-service osv",
         "pytest -n0 tests/test_supply_chain.py",
     ],
-    "docs": ["sphinx -E -W --keep-going -n -q docs docs/_build/html"],
+    "docs": ["sphinx -E -W --keep-going -n docs docs/_build/html"],
 }
 TESTS = {
     "test": [],
