@@ -23,6 +23,7 @@ TOOLS = {
         "pip_audit --strict --vulnerability-service osv",
         "pytest -n0 tests/test_supply_chain.py",
     ],
+    "docs": ["sphinx -E -W --keep-going -n docs docs/_build/html"],
 }
 TESTS = {
     "test": [],
@@ -58,6 +59,7 @@ for work on jaxppo itself:
   fix           mend the formatting and style that can be mended
   audit         compare what is installed with the known vulnerabilities (osv.dev), and
                 its licences with those that we allow
+  docs          make the site, docs/_build/html/index.html; a warning is an error
 
 The first use of a command makes .venv/ and installs what it needs; later ones start at
 once. A Python other than the one that made .venv/ gets its own, such as .venv-3.13/."""
@@ -72,7 +74,7 @@ def main(command: str = "help", *args: str) -> None:
         os.chdir(ROOT)
         become(python, "-m", "pytest", *TESTS[command], *args)
     elif command in TOOLS:
-        python = environment("audit" if command == "audit" else "lint")
+        python = environment("lint" if command == "fix" else command)
         tools = [[python, "-m", *tool.split()] for tool in TOOLS[command]]
         sys.exit(any([subprocess.call(tool, cwd=ROOT) for tool in tools]))  # all run
     elif command in ("help", "-h", "--help"):

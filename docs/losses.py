@@ -1,4 +1,4 @@
-"""Writes docs/losses.md from the docstrings, the recipes and the reference values.
+"""Writes docs/losses.md and docs/losses/ from docstrings, formulas and recorded values.
 
 python docs/losses.py
 """
@@ -9,6 +9,7 @@ import inspect
 import json
 import pathlib
 import re
+import tomllib
 import types
 
 import jax
@@ -19,44 +20,67 @@ import jaxppo
 from jaxppo import recipes
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGE = ROOT / "docs/losses.md"
+DOCS = ROOT / "docs"
+PAGE = DOCS / "losses.md"
 VALUES = ROOT / "tests/data/reference_values.json"
-ROOMS = {
-    "_clipping": "Policy terms that clip",
-    "_weighting": "Policy terms that weigh",
-    "_trust_region": "Policy terms that bound the distance",
-    "_covariance": "Covariance",
-    "_value": "Value terms",
-    "_distributional": "Distributional critics",
-    "_kl": "KL estimators",
-    "_ratio": "Log-ratios",
-    "_aggregate": "Aggregation",
-    "_advantages": "Advantages along time",
-    "_group": "Advantages over groups",
-    "_token_baseline": "Baselines of tokens",
-    "_rewards": "Rewards",
-    "_correction": "Rollout correction: weights and masks",
-    "_rollout": "Rollout correction: metrics",
-    "_entropy": "Entropy",
-    "_heads": "Heads",
-    "_head_divergences": "Exact divergences of heads",
+FORMULAS = tomllib.loads((DOCS / "formulas.toml").read_text("utf-8"))
+# A page each: its file, its title, the files of jaxppo/ that it shows.
+FAMILIES = {
+    "ratios": ("Log-ratios", ["_ratio"]),
+    "clipping": ("Policy terms that clip", ["_clipping"]),
+    "weighting": ("Policy terms that weigh", ["_weighting"]),
+    "trust_region": ("Policy terms that bound the distance", ["_trust_region"]),
+    "covariance": ("Covariance", ["_covariance"]),
+    "value": ("Value terms", ["_value"]),
+    "distributional": ("Distributional critics", ["_distributional"]),
+    "kl": ("KL: estimators and exact", ["_kl", "_head_divergences", "_head_kl"]),
+    "aggregation": ("Aggregation", ["_aggregate"]),
+    "advantages": ("Advantages along time", ["_advantages"]),
+    "groups": ("Advantages over groups", ["_group", "_token_baseline"]),
+    "rewards": ("Rewards and entropy", ["_rewards", "_entropy"]),
+    "correction": ("Rollout correction", ["_correction", "_rollout"]),
+    "heads": ("Heads", ["_heads", "_fused", "_selective"]),
 }
+POLICY = "clipping", "weighting", "trust_region"
+TREE = "```{{toctree}}\n:hidden:\n\n{}\n```\n"
+WRITTEN = (
+    "<!-- Written by docs/{}.py from the docstrings: change those, and run it. -->"
+)
 HEAD = """\
-<!-- Written by docs/losses.py from the docstrings: change those, and run it. -->
 # Every loss, and who agrees with whom
 
 ![every policy term and its gradient, against the ratio](gallery.png)
 
 Above, the objective of one token; below, its pull on the token's log-probability
-(`python3 run.py gallery` draws it). What a term takes, returns and raises is in its
-docstring: `help(jaxppo.cispo)`.
+(`python3 run.py gallery` draws it). A page a family: the formula, the defaults, the
+gradient, the paper, and whose losses have the term in them. What a term takes, returns
+and raises is in its docstring: `help(jaxppo.cispo)`, or [the API](api.md). Named losses
+are [recipes](recipes.md), those of 20 systems with
+[the faults that they reproduce](recipes/faults.md).
 """
 COMPOSITIONS = """\
-What is not a function is a line of terms. With
-`x = jaxppo.log_ratio(log_probs, old_log_probs, mask)` and
-`d = jaxppo.log_ratio(old_log_probs, rollout_log_probs, mask)`:
+What is not a function is a line of terms:
 
 ```python
+import math
+
+import jax
+import jax.numpy as jnp
+import jaxppo
+
+# a batch of 8 answers of up to 5 tokens, two a prompt
+noise = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
+mask = jnp.arange(5)[None] < jnp.array([5, 3, 1, 0, 5, 4, 2, 5])[:, None]
+finished = jnp.array([1, 0, 1, 0, 1, 0, 1, 0], bool)  # not cut short
+theirs = (jnp.arange(8) < 2)[:, None] & mask  # written by another policy
+old_log_probs = -2 + 0.1 * noise(0, 8, 5)
+log_probs, rollout_log_probs, ref_log_probs = old_log_probs + 0.1 * noise(1, 3, 8, 5)
+token_rewards, values, rewards = noise(2, 8, 5), noise(3, 8, 5), noise(4, 8)
+advantages = jaxppo.group_advantages(rewards, group_size=2)[:, None]
+eps, delta, kl_coef = 0.2, 4.0, 0.1
+x = jaxppo.log_ratio(log_probs, old_log_probs, mask)  # policy and itself, before
+d = jaxppo.log_ratio(old_log_probs, rollout_log_probs, mask)  # trainer and sampler
+
 # INTELLECT-2's two-sided clip: delta caps the ratio on both sides, eps as in PPO
 two_sided = jaxppo.clipped_surrogate(
     x,
@@ -116,17 +140,12 @@ total = original.value + 0.1 * sft.value
 ```
 """
 PULL = """\
-*Pull on log pi* is what the optimiser sees of a token, minus the loss's derivative, at
-ratios {ratios}, for A = +1 / A = -1, at the defaults shown: where it is 0, the term
-has let go of the token. (pi_old is 0.3.)
-"""
-SYSTEMS = """\
-`jaxppo.recipes.verl.vanilla(...)`: what that version of the system computes, where its
-docstring says nothing else; what is masked has no say. More than half are
-compared with values the systems gave (`tests/parity/`), the others with formulas
-written out from their code (`tests/test_recipe_oracles.py`, `test_control_parity.py`).
+*Pull* is what the optimiser sees of a token: minus the loss's derivative by log pi, at
+ratios {ratios} and the defaults shown. Where it is 0, the term
+has let go of the token. (pi_old is 0.3; the sequence is that token.)
 """
 RATIOS = (0.5, 0.9, 1.0, 1.1, 2.0)
+SIGNS = "+1", "-1"
 
 
 def functions(module: types.ModuleType, home: str = "") -> list[types.FunctionType]:
@@ -173,15 +192,13 @@ def papers(fn: types.FunctionType) -> str:
     return ", ".join(f"[{x}](https://arxiv.org/abs/{x})" for x in found)
 
 
-def pull(fn: types.FunctionType) -> str:
+def pull(fn: types.FunctionType) -> list[list[str]]:
     """The gradient of a policy term by the log-prob, at a few ratios and both signs."""
     parameters = inspect.signature(fn).parameters
     needed = {k for k, p in parameters.items() if p.default is p.empty}
-    if (
-        not needed <= {"log_ratio", "log_probs", "advantages"}
-        or "advantages" not in needed
-    ):
-        return ""
+    known = {"log_ratio", "log_probs", "advantages"}
+    if not needed <= known or "advantages" not in needed:
+        return []
     both = []
     for sign in (1.0, -1.0):
 
@@ -190,31 +207,96 @@ def pull(fn: types.FunctionType) -> str:
             given["advantages"] = jnp.full(x.shape, sign)
             return -jnp.sum(fn(**{k: v for k, v in given.items() if k in needed}))
 
-        x = jnp.log(jnp.array(RATIOS))
-        alone = jax.vmap(jax.grad(objective))(x[:, None])[
-            :, 0
-        ]  # sequences of one token
-        both.append(" ".join(f"{v:.2g}" for v in np.asarray(alone) + 0.0))
-    return " / ".join(both) if any(re.search("[1-9]", row) for row in both) else ""
+        x = jnp.log(jnp.array(RATIOS))[:, None]  # sequences of one token
+        alone = jax.vmap(jax.grad(objective))(x)[:, 0]
+        both.append([f"{v:.2g}" for v in np.asarray(alone) + 0.0])
+    return both if any(v != "0" for values in both for v in values) else []
 
 
-def room(name: str, title: str) -> list[str]:
-    """A table of one file's functions."""
-    fns = [x for x in functions(jaxppo, "jaxppo._") if x.__module__.endswith(name)]
-    policy = name in ("_clipping", "_weighting", "_trust_region")
-    columns = ["", "what", "defaults", *["pull on log pi"] * policy, "paper"]
-    lines = [f"\n### {title}\n", row(columns), row(["---"] * len(columns))]
-    for fn in fns:
-        what = cell(" ".join(paragraphs(fn)[:1]))
-        cells = [
-            f"`{fn.__name__}`",
-            what,
-            defaults(fn),
-            *[pull(fn)] * policy,
-            papers(fn),
-        ]
-        lines.append(row(cells))
+def members(rooms: list[str]) -> list[types.FunctionType]:
+    """The public functions of some files of jaxppo/, in the order of the files."""
+    fns = functions(jaxppo, "jaxppo._")
+    return [x for room in rooms for x in fns if x.__module__ == f"jaxppo.{room}"]
+
+
+def names_in(fn: types.FunctionType, seen: frozenset[str] = frozenset()) -> set[str]:
+    """Names that a function's code reads, and those of the helpers beside it."""
+    fn = inspect.unwrap(fn)  # the tests check its shapes
+    codes = [fn.__code__]
+    for code in codes:
+        codes += [x for x in code.co_consts if isinstance(x, types.CodeType)]
+    names = {name for code in codes for name in code.co_names}
+    helpers = [fn.__globals__.get(name) for name in names - seen]
+    helpers = [x for x in helpers if inspect.isfunction(x)]
+    helpers = [x for x in helpers if x.__module__.startswith("jaxppo.recipes")]
+    defaults = [p.default for p in inspect.signature(fn).parameters.values()]
+    names |= {x.__name__ for x in defaults if inspect.isfunction(x)}
+    return names.union(*(names_in(x, seen | names) for x in helpers))
+
+
+@functools.cache
+def users() -> dict[str, list[str]]:
+    """By the name of a term, the recipes that have it in them."""
+    every = {f"{s}.{k}": x for s, m in systems().items() for k, x in named(m).items()}
+    every = named(recipes) | every
+    found: dict[str, list[str]] = {}
+    for recipe, fn in every.items():
+        for name in sorted(names_in(fn)):
+            found.setdefault(name, []).append(recipe)
+    return found
+
+
+def linked(among: list[str]) -> str:
+    """Recipes, by the page that has them."""
+    by: dict[str, list[str]] = {}
+    for recipe in among:
+        system, _, name = recipe.partition(".")
+        by.setdefault(system if name else "methods", []).append(name or system)
+    return "; ".join(
+        f"[{page}](../recipes/{page}.md) " + ", ".join(f"`{name}`" for name in names)
+        for page, names in by.items()
+    )
+
+
+def named(module: types.ModuleType) -> dict[str, types.FunctionType]:
+    """A module's recipes by name, those of a module in it by `module.name`."""
+    found = {x.__name__: x for x in functions(module, "jaxppo.recipes")}
+    if module is recipes:
+        return found
+    for name, inner in vars(module).items():
+        is_own = getattr(inner, "__name__", "") == f"{module.__name__}.{name}"
+        if inspect.ismodule(inner) and is_own and name[0] != "_":
+            found |= {f"{name}.{k}": x for k, x in named(inner).items()}
+    return found
+
+
+def term(fn: types.FunctionType, family: str) -> list[str]:
+    """A function's part of its family's page."""
+    summary = cell(" ".join(paragraphs(fn)[:1]))
+    name = fn.__name__
+    lines = [f"## `{name}`\n", summary, "", f"$$\n{FORMULAS[name].strip()}\n$$", ""]
+    if shown := defaults(fn):
+        lines += [f"- Defaults: {shown}."]
+    if found := papers(fn):
+        lines += [f"- Paper: {found}."]
+    if among := users().get(name):
+        lines += [f"- In recipes: {linked(among)}."]
+    lines += [f"- [In full](../api/{family}.md#{name})", ""]
+    if family in POLICY and (both := pull(fn)):
+        lines += [row(["ratio", *map(str, RATIOS)]), row(["---"] * (len(RATIOS) + 1))]
+        lines += [row([f"pull, A = {a}", *x]) for a, x in zip(SIGNS, both, strict=True)]
+        lines += [""]
     return lines
+
+
+def family_page(family: str) -> str:
+    """One family's terms."""
+    title, rooms = FAMILIES[family]
+    out = [WRITTEN.format("losses"), f"# {title}\n"]
+    out += [PULL.format(ratios=", ".join(map(str, RATIOS)))] * (family in POLICY)
+    for fn in members(rooms):
+        out += term(fn, family)
+    return "\n".join(out).rstrip() + "\n"
 
 
 def row(cells: list[str]) -> str:
@@ -228,26 +310,6 @@ def systems() -> dict[str, types.ModuleType]:
     return {
         k: v for k, v in modules if v.__name__ == f"jaxppo.recipes.{k}" and k[0] != "_"
     }
-
-
-def recipe_table(fns: list[types.FunctionType]) -> list[str]:
-    """A table of recipes: what, at which defaults, and the paper if it is named."""
-    lines = [row(["", "what", "defaults", "paper"]), row(["---"] * 4)]
-    for fn in fns:
-        what = cell(" ".join(paragraphs(fn)[:1]))
-        lines.append(row([f"`{fn.__name__}`", what, defaults(fn), papers(fn)]))
-    return lines
-
-
-def faults() -> list[str]:
-    """What recipes say of the faults they reproduce."""
-    lines = []
-    for system, module in systems().items():
-        for fn in functions(module, "jaxppo.recipes"):
-            text = " ".join(paragraphs(fn))
-            for fault in re.findall(r"Fault: (.*?)(?=Fault: |$)", text):
-                lines.append(f"- `{system}.{fn.__name__}`: {cell(fault.strip())}")
-    return lines
 
 
 def classes() -> list[str]:
@@ -266,35 +328,44 @@ def classes() -> list[str]:
     ]
 
 
-def page() -> str:
-    """The whole page."""
-    out = [HEAD, "## Terms\n", PULL.format(ratios=", ".join(map(str, RATIOS)))]
-    for name, title in ROOMS.items():
-        out += room(name, title)
+def index() -> str:
+    """The page of all families."""
+    out = [WRITTEN.format("losses"), HEAD, row(["family", "terms"]), row(["---"] * 2)]
+    for family, (title, rooms) in FAMILIES.items():
+        terms = ", ".join(f"`{x.__name__}`" for x in members(rooms))
+        out += [row([f"[{title}](losses/{family}.md)", terms])]
     out += ["\n## Compositions\n", COMPOSITIONS]
-    out += ["\n## Methods, by their papers' names\n"]
-    out += ["`jaxppo.recipes.dapo(...)`: composed of the terms. Docstrings say where a"]
-    out += ["default is not the paper's.\n"]
-    out += recipe_table(functions(recipes, "jaxppo.recipes._methods"))
-    out += ["\n## Systems\n"]
-    out += [SYSTEMS]
-    for system, module in systems().items():
-        out += [f"\n### {system}\n", " ".join(paragraphs(module)), ""]
-        out += recipe_table(functions(module, "jaxppo.recipes"))
-    out += ["\n## Faults that recipes reproduce\n", *faults()]
-    out += ["\n## Who agrees with whom\n"]
-    out += ["Same loss and same gradient, to 1e-5, on the inputs of"]
     out += [
-        "`tests/data/reference_values.json`, as each system's own code computes them.\n"
+        "## Who agrees with whom\n",
+        "Same loss and same gradient, to 1e-5, on the ",
     ]
-    out += [
-        row(["loss", "sum of abs(gradient)", "the same"]),
-        row(["---"] * 3),
-        *classes(),
-    ]
-    return "\n".join(out) + "\n"
+    out[-1] += (
+        "inputs of\n`tests/data/reference_values.json`, as each system's own code "
+    )
+    out[-1] += "computes them.\n"
+    out += [row(["loss", "sum of abs(gradient)", "the same"]), row(["---"] * 3)]
+    out += [*classes(), "", TREE.format("\n".join(f"losses/{x}" for x in FAMILIES))]
+    return "\n".join(out)
+
+
+def pages() -> dict[pathlib.Path, str]:
+    """Every page that this file writes."""
+    families = {
+        DOCS / f"losses/{family}.md": family_page(family) for family in FAMILIES
+    }
+    return {PAGE: index()} | families
+
+
+def write(pages: dict[pathlib.Path, str]) -> None:
+    """Leaves nothing in their folders but these pages."""
+    for folder in {page.parent for page in pages} - {DOCS}:
+        folder.mkdir(exist_ok=True)
+        for old in set(folder.glob("*.md")) - set(pages):
+            old.unlink()
+    for path, text in pages.items():
+        path.write_text(text, "utf-8")
+    print(f"Written: {len(pages)} pages")
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), "utf-8")
-    print(f"Written: {PAGE.relative_to(ROOT)}")
+    write(pages())

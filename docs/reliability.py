@@ -131,6 +131,7 @@ def page() -> str:
         if not (RESULTS / f"{name}.md").exists():
             continue  # not measured yet
         table = (RESULTS / f"{name}.md").read_text("utf-8").strip()
+        table = re.sub(r"\]\((?=\w+\.md\))", "](../benchmarks/results/", table)
         lines = [line for line in table.splitlines() if line.startswith("|")]
         out += [f"## {title}\n", text, *lines, ""]
     return "\n".join(out)
