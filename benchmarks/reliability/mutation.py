@@ -113,7 +113,10 @@ def main(o: Options) -> None:
 
 def environment(out: pathlib.Path) -> None:
     """Programs that no mutant changes are compiled once, and all of them quickly."""
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+    # In front: XLA reads no flag behind one without dashes, such as `measure`'s last.
+    more = "backend_optimization_level=0", "force_host_platform_device_count=8"
+    flags = [*(f"--xla_{flag}" for flag in more), os.environ["XLA_FLAGS"]]
+    os.environ["XLA_FLAGS"] = " ".join(flags)
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str((out / "hypothesis").absolute())
     for name, value in {  # JAX has read its own variables when it was imported
         "platforms": "cpu",
