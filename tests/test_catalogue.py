@@ -1,6 +1,7 @@
 """The terms at the points where they bend, and what they must be at their limits."""
 
 import functools
+import inspect
 import math
 
 import jax
@@ -365,3 +366,100 @@ def test_a_long_answer_keeps_its_outcome():
     lambda_ = jaxppo.length_adaptive_lambda(mask, alpha=0.05)
     total = float(jnp.sum(lambda_[0, 0] ** jnp.arange(4000.0)))
     np.testing.assert_allclose(total, 0.05 * 4000, rtol=1e-4)
+
+
+# --- what is given where nothing is said ---
+
+DEFAULTS = """
+accumulate_grads num_microbatches=1
+adaptive_entropy init_coef=0.0 step=0.005 min_coef=0.0 max_coef=1.0 metric='entropy'
+adaptive_kl init_coef=0.2 gain=0.1 max_error=0.2 metric='kl'
+band_weights low=0.5 high=2.0
+binary_kl eps=1e-08
+bound_fraction max_abs=20.0
+bounded_kl max_value=10.0
+bounded_value clip_eps=0.2
+check_progress max_skipped=10
+cispo low=0.0 high=5.0
+clip_cov_mask fraction=0.0002 low=1.0 high=5.0
+clip_fraction clip_eps=0.2
+clip_fraction_lower clip_eps=0.2
+clip_fraction_upper clip_eps=0.2
+clipped_surrogate clip_eps=0.2
+clipped_value clip_eps=0.2
+correction_metrics low=0.5 high=2.0
+discovered_surrogate alpha=2.0 beta=0.6
+gae lambda_=0.95
+geometric_mean_surrogate clip_eps=0.4
+group_advantages scale_by_std=True ddof=1 eps=1e-06 singleton=0.0
+head_kl temperature=1.0 vocab_last=False
+head_plan masked=False mode='auto' cache_bytes=1073741824
+huber_value delta=1.0
+kl_cov_mask fraction=0.002
+learner num_epochs=1 num_minibatches=1 num_microbatches=1
+leave_one_out_advantages singleton=0.0
+leave_one_out_std ddof=1
+length_adaptive_lambda alpha=0.05
+linear_policy_loss temperature=1.0 vocab_last=False cache_bytes=1073741824
+log_ratio max_abs=20.0
+masked_max keepdims=False
+masked_mean keepdims=False
+masked_sum keepdims=False
+masked_variance ddof=0
+optimal_token_baseline turn_aligned=False zero_tail=True eps=1e-08
+overlong_penalty penalty=1.0
+pass_at_k_advantages scale_by_std=True eps=1e-06
+ppo_loss clip_eps=0.2 value_coef=0.5 entropy_coef=0.0 kl_coef=0.0
+quadratic_surrogate clip_eps=0.2
+quantile_value delta=1.0
+rejection_mask low=-inf high=inf
+second_moment_mask threshold=0.04
+segment_log_ratio max_abs=20.0
+selective_log_softmax temperature=1.0
+sequence_log_ratio max_abs=20.0
+sequence_sum scale=1.0
+sequence_token_log_ratio max_abs=20.0
+shaped_off_policy gamma=0.1
+soft_gated_surrogate temperature=1.0 temperature_negative=1.05
+token_log_probs temperature=1.0 vocab_last=False mode='auto' cache_bytes=1073741824
+top_entropy_mask fraction=0.2
+topr cap=1.0
+trajectory_log_ratio max_abs=20.0
+truncated_weights cap=2.0 floor=0.0
+trust_region_mask low=0.2
+vespo_weights k=2.0 lambda_=3.0 k_negative=3.0 lambda_negative=2.0
+vtrace lambda_=1.0 rho_clip=1.0 c_clip=1.0
+whiten ddof=0 eps=1e-08
+"""
+
+
+def test_defaults_stay():
+    """A number that many rely on without having written it down."""
+    found = []
+    for name, fn in sorted(vars(jaxppo).items()):
+        if name[0] != "_" and inspect.isfunction(fn):
+            parameters = inspect.signature(fn).parameters.values()
+            plain = [p for p in parameters if isinstance(p.default, (int, float, str))]
+            given = [f"{p.name}={p.default!r}" for p in plain]
+            found += [" ".join([name, *given])] * bool(given)
+    assert found == DEFAULTS.split("\n")[1:-1]
+
+
+# --- where a choice is between two sides ---
+
+
+def test_an_advantage_of_zero_is_none_of_a_bad_answer():
+    x = jnp.array([[0.3], [0.3]])
+    zero, one = jaxppo.vespo_weights(x, jnp.array([[0.0], [1.0]]))
+    assert zero == one
+
+
+def test_a_token_that_stays_is_not_going_farther():
+    x, far = jnp.zeros(2), jnp.ones(2)
+    keep = jaxppo.trust_region_mask(x, jnp.array([1.0, -1.0]), far, low=0.2)
+    assert np.all(keep)
+
+
+def test_lengths_are_whole(unchecked):
+    with pytest.raises(TypeError, match="overlong_penalty: `lengths` has dtype float"):
+        jaxppo.overlong_penalty(jnp.ones(3), max_length=8, buffer=2)

@@ -246,6 +246,72 @@ def test_trls_coefficient_is_itself_over_microbatches():
     assert coef.value == (coef + coef).value == 0.25
 
 
+LOGS = "log_probs old_log_probs rollout_log_probs ref_log_probs teacher_log_probs"
+# Systems that hold no log-ratio: what is farther than 45 nats still counts for more.
+UNGUARDED = """
+areal.clamp_sequences_by_ratio areal.clamp_tokens areal.ppo
+areal.reject_sequences_by_ratio areal.reject_tokens_by_ratio areal.sapo
+areal.sequence_ppo areal.sequence_sapo cispo dppo_kl dppo_tv dro ipo kimi
+liger.bias_corrected_kl liger.bnpo liger.cispo liger.dapo liger.dr_grpo liger.grpo
+liger.gspo liger.kl liger.luspo nemo.cispo nemo.diagnostics
+nemo.distillation_advantages nemo.gspo nemo.importance_weights nemo.off_policy_kl
+nemo.ppo nemo.sequence_weights nemo.truncated_weights open_instruct.cispo
+open_instruct.dapo open_instruct.kl4 openrlhf.clip_weights openrlhf.divergence_weights
+openrlhf.gspo openrlhf.mask_weights openrlhf.ppo openrlhf.sequence_divergence_weights
+openrlhf.sequence_mask_weights prime_rl.default prime_rl.ipo prime_rl.ref_kl
+rlax.clipped_surrogate_pg_loss roll.cispo roll.cispo_unified roll.kimi15 roll.kl
+roll.kl_abs roll.kl_mse roll.ppo roll.ppo_sequence roll.ppo_token_mean
+roll.probability_difference roll.tis roll.topr roll.train_infer_metrics roll.vanilla
+skyrl.cispo skyrl.clip_cov skyrl.gspo skyrl.importance_sampling skyrl.kl skyrl.kl_cov
+skyrl.tinker.cispo skyrl.tinker.importance_sampling skyrl.tinker.ppo slime.cispo
+slime.gspo slime.icepop slime.kl slime.ppo slime.tis slime.unbiased_kl topr
+torchrl.cispo torchrl.clip_ppo torchrl.grpo torchrl.kl_to_ref torchrl.klpen_ppo
+trl.bias_corrected_kl trl.bnpo trl.cispo trl.dapo trl.dr_grpo trl.gmpo trl.grpo
+trl.gspo trl.kl trl.luspo trl.penalised_rewards trl.rloo trl.sequence_mask
+trl.sequence_truncate trl.token_mask trl.token_truncate tunix.grpo tunix.gspo_token
+tunix.kl tunix.low_var_kl tunix.mse_kl tunix.ppo verl.abs_kl verl.cispo verl.clip_cov
+verl.dppo_kl verl.dppo_tv verl.dro verl.geo_mean verl.gspo verl.k1 verl.k1_plus
+verl.k2 verl.kl_cov verl.off_policy_metrics verl.reinforce
+"""
+HELD_AT_40 = "areal.reject_sequences_by_kl open_instruct.kl1 open_instruct.kl2 open_instruct.kl3 clip_cov"
+
+
+def pairs_of(name):
+    """Of log-probs, those whose ratio a recipe takes."""
+    parameters = inspect.signature(RECIPES[name]).parameters
+    own = [k for k in LOGS.split() if k in parameters]
+    return [k for k in own if parameters[k].default is inspect.Parameter.empty]
+
+
+@pytest.mark.parametrize("name", [k for k in RECIPES if len(pairs_of(k)) > 1])
+def test_guards_are_the_systems_own(name):
+    """One token, 35, 45 and 65 nats farther, up and down, good and bad."""
+    if name == "areal.loglinear_log_probs":  # between two policies, not their ratio
+        return
+    at = tuple(np.argwhere(np.asarray(B.mask))[0])
+    bad = {"advantages": -jnp.abs(given(name)["advantages"]) - 0.1}
+    takes = "advantages" in inspect.signature(RECIPES[name]).parameters
+    signs = [{}, bad] if takes else [{}]
+
+    def differ(far, farther, key, sign, more):
+        outs = [
+            call(name, **{key: given(name)[key].at[at].add(sign * by)}, **more)
+            for by in (far, farther)
+        ]
+        leaves = zip(*map(jax.tree.leaves, outs), strict=True)
+        return not all(np.array_equal(x, y, equal_nan=True) for x, y in leaves)
+
+    reach = lambda *by: any(
+        differ(*by, key, sign, more)
+        for key in pairs_of(name)
+        for sign in (1.0, -1.0)
+        for more in signs
+    )
+    assert reach(45.0, 65.0) == (name in UNGUARDED.split())
+    if name in HELD_AT_40.split():
+        assert reach(35.0, 45.0)
+
+
 NO_FACTOR = "liger.vespo", "gdpo_advantages"  # weights of ratios, and of rewards
 WEIGHED = [k for k in having("weights") if k not in NO_FACTOR]
 WEIGHED = [
@@ -448,3 +514,43 @@ def test_verls_penalty_is_not_differentiated():
     kept = np.where(B.mask, args[1], 0)
     got = recipes.verl.kl_in_reward(*args, B.mask, kl_coef=0.3)
     np.testing.assert_allclose(got, args[0] - 0.3 * kept, rtol=1e-6)
+
+
+def test_roll_on_policy_tapers_nothing():
+    bad = -jnp.ones((B.rows, 1))
+    _, metrics = call("roll.topr", log_probs=B.old, scores=bad)
+    assert metrics["actor/topr_negative_total_clipfrac"].value == 0
+
+
+def test_rolls_padding_stays_zero_of_one_token():
+    mask = jnp.zeros((2, 3), bool).at[0, 1].set(True)
+    white = recipes.roll.masked_whiten(jnp.full((2, 3), 7.0), mask)
+    np.testing.assert_array_equal(white, jnp.where(mask, 7.0, 0))
+
+
+def test_what_tunix_logs():
+    """Of four tokens, one without an advantage, one held by each clip."""
+    ratio = np.array([[0.5, 1.1, 2.0, 4.0, 9.0]])
+    advantages = np.array([[1.0, 0.0, 2.0, -3.0, 5.0]])
+    mask = jnp.array([[1, 1, 1, 1, 0]])
+    x = jnp.log(jnp.float32(ratio))
+    _, metrics = recipes.tunix.grpo(
+        x, jnp.zeros_like(x), jnp.float32(advantages), mask, clip_eps=0.2, dual_clip=3.0
+    )
+    kept, size = ratio[0, :4], advantages[0, :4]
+    expected = {
+        "is_ratio/mean": kept.mean(),
+        "is_ratio/max": 4.0,
+        "is_ratio/min": 0.5,
+        "log_ratio/abs_mean": np.abs(np.log(kept)).mean(),
+        "pg_loss/unclipped_mean": -(kept * size).mean(),
+        "pg_loss/clipped_mean": -(np.clip(kept, 0.8, 1.2) * size).mean(),
+        "advantage/abs_mean": np.abs(size).mean(),
+        "advantage/nonzero_frac": 0.75,
+        "advantage/max": 2.0,
+        "advantage/min": -3.0,
+        "pg_clipfrac": 0.25,
+        "pg_clipfrac_lower": 0.25,
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name].value, value, rtol=1e-6, err_msg=name)
