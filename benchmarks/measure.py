@@ -4,6 +4,7 @@ Cores are shared, so on a CPU it is seconds of CPU time on one thread that are c
 On a GPU it is wall time.
 """
 
+import datetime
 import json
 import math
 import os
@@ -100,7 +101,8 @@ def write(out: pathlib.Path, name: str, text: str, results: Any) -> list[pathlib
 
 def machine() -> str:
     """What it ran on, in a line."""
-    return f"{jax.devices()[0].device_kind}, JAX {jax.__version__}; {kind_of_time()}"
+    device, today = jax.devices()[0].device_kind, datetime.date.today()
+    return f"{device}, JAX {jax.__version__}, {today}; {kind_of_time()}"
 
 
 def kind_of_time() -> str:
