@@ -56,9 +56,9 @@ faults/test_training""".split()
 # These do, so a fork collects them, when the others have found nothing.
 LIBRARY = "test_catalogue test_errors faults/test_shapes faults/test_hyper_parameters"
 HEADS = "test_head test_catalogue test_errors"
-RECIPES = "test_recipe_oracles test_parity test_recipe_defaults test_recipes"
-METHODS = "test_methods test_recipe_defaults test_recipes"
-CONTROL = "test_control_parity test_recipe_defaults test_recipes"
+RECIPES = "test_recipes test_recipe_defaults test_recipe_oracles test_parity"
+METHODS = "test_recipes test_recipe_defaults test_methods"
+CONTROL = "test_recipes test_recipe_defaults test_control_parity"
 SYSTEMS = "cleanrl purejaxrl rllib sb3 sbx stoix".split()  # of control
 EVERYTHING = "faults/test_numeric faults/test_distributed test_head test_methods"
 SLOW = 600  # seconds of the clock without a word from a fork: it hangs
@@ -391,9 +391,9 @@ class Runner:
         head = re.search("head|stream|fused|linear|selective", mutant.file)
         files = RECIPES if own else HEADS if head else LIBRARY
         files = METHODS if own == "methods" else CONTROL if own in SYSTEMS else files
-        files += f" {EVERYTHING}" * self.o.again
-        if not own:
-            yield from nearest(session.items, mutant)[: 400 if self.o.again else 60]
+        files += f" {EVERYTHING}" * (self.o.again and not own)
+        if not own and not self.o.again:
+            yield from nearest(session.items, mutant)[:60]
         later = []
         for name in dict.fromkeys(files.split()):
             found = nearest(self.collect(session, name), mutant)
@@ -401,7 +401,7 @@ class Runner:
             yield from first
             later += [item for item in found if item not in first]
         yield from later
-        if own:
+        if own or self.o.again:  # the other files have had less of the time so far
             yield from nearest(session.items, mutant)
 
     def collect(self, session: pytest.Session, name: str) -> list[pytest.Item]:
