@@ -153,10 +153,11 @@ def rejection_mask(
     keep = _checks.valid(fn, mask, mask=mask)
     if keep is None:
         raise TypeError(f"{fn}: `mask` is None; pass the mask to take tokens from.")
-    if x.shape not in (keep.shape, (*keep.shape[:-1], 1)):
+    fits = [keep.shape, (*keep.shape[:-1], 1)][: 1 + min(keep.ndim, 1)]
+    if x.shape not in fits:
         raise ValueError(
             f"{fn}: `statistic` has shape {x.shape}, but `mask` has shape "
-            f"{keep.shape}; pass shape {keep.shape} or {(*keep.shape[:-1], 1)}."
+            f"{keep.shape}; pass shape {' or '.join(map(str, fits))}."
         )
     low = _checks.number(fn, "low", low, "[-inf, inf]", x.dtype)
     high = _checks.number(fn, "high", high, "[-inf, inf]", x.dtype)

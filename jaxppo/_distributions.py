@@ -21,8 +21,11 @@ def rows(
     """Arrays with an axis past the rows, `fill` in rows the mask leaves out."""
     xs = _checks.arrays(fn, **named)
     first, like = next(iter(named)), xs[0]
-    if not like.ndim:
-        raise ValueError(f"{fn}: `{first}` has shape (); expected (*batch, size).")
+    if not like.ndim or not like.shape[-1]:
+        raise ValueError(
+            f"{fn}: `{first}` has shape {like.shape}; expected (*batch, size), where "
+            "the size is not 0."
+        )
     keep = _checks.valid(fn, mask, **{f"{first}[..., 0]": like[..., 0]})
     if keep is None:
         return xs, None

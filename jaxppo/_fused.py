@@ -101,6 +101,7 @@ def token_log_probs(
         cache_bytes=cache_bytes,
     )
     check_options(fn, mode, vocab_block, token_block, cache_bytes)
+    _checks.integers(fn, targets=targets)
     math.check_head(fn, hidden, unembed, targets, bias, vocab_last)
     like = jax.ShapeDtypeStruct(targets.shape, _checks.wide(hidden, unembed))
     temperature, softcap = math.constants(fn, temperature, softcap, targets=like)

@@ -65,13 +65,11 @@ def check_head(
             f"{fn}: `{w}` has shape {unembed.shape}, but `{h}` has shape "
             f"{hidden.shape}; expected {form}: {fix}."
         )
-    if targets is not None:
-        _checks.integers(fn, targets=targets)
-        if targets.shape != hidden.shape[:-1]:
-            raise ValueError(
-                f"{fn}: `targets` has shape {targets.shape}, but `{h}` has shape "
-                f"{hidden.shape}; pass shape {hidden.shape[:-1]}, an index per token."
-            )
+    if targets is not None and targets.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"{fn}: `targets` has shape {targets.shape}, but `{h}` has shape "
+            f"{hidden.shape}; pass shape {hidden.shape[:-1]}, an index per token."
+        )
     if bias is not None:
         _checks.floating(fn, **{b: bias})
         if bias.shape != (vocab,):

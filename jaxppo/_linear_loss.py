@@ -114,6 +114,7 @@ def linear_policy_loss(
     if items is not None:
         _checks.count(fn, "items", items)
     _checks.function(fn, "loss_fn", loss_fn, "lambda head, batch: (mean, {})")
+    _checks.integers(fn, targets=targets)
     _head_math.check_head(fn, hidden, unembed, targets, bias, vocab_last)
     if targets.ndim < 1 or not targets.size:
         raise ValueError(

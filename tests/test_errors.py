@@ -717,6 +717,25 @@ def test_nothing_depends_on_assert():
             ["truncated_weights", "`cap` = 0.5", "[1, inf]"],
         ),
         (
+            lambda x: jaxppo.categorical(x[0, :0], jnp.array(0)),
+            ValueError,
+            ["categorical: `logits` has shape (0,)", "the size is not 0"],
+        ),
+        (
+            lambda x: jaxppo.rejection_mask(x[0, :1], jnp.array(True), high=1.0),
+            ValueError,
+            ["rejection_mask: `statistic` has shape (1,)", "pass shape ()."],
+        ),
+        *[
+            (call, TypeError, [f"{fn}: `targets` is a NoneType"])
+            for fn, call in {
+                "token_log_probs": lambda x: jaxppo.token_log_probs(x, x, None),
+                "linear_policy_loss": lambda x: jaxppo.linear_policy_loss(
+                    x, x, x, lambda head, b: (head, {}), targets=None
+                ),
+            }.items()
+        ],
+        (
             lambda x: jaxppo.length_adaptive_lambda(None),
             TypeError,
             ["length_adaptive_lambda", "`mask` is None"],

@@ -117,7 +117,8 @@ def _fits(spec: str, shape: tuple[int, ...], bound: dict[str, Any]) -> bool:
     sizes = [
         bound.setdefault(k, n) if k.isalpha() else int(k) for k, n in _zip(names, shape)
     ]
-    return sizes == list(shape)
+    some = all(n for k, n in _zip(names, shape) if k in "kv")  # actions, words
+    return some and sizes == list(shape)
 
 
 def _zip(x: Any, y: Any) -> Any:
@@ -332,7 +333,8 @@ def exact(x: Any, *, single: bool) -> Any:
     if callable(x):
         return cases.oracle(x)
     if single and not np.shape(x):
-        return x if isinstance(x, (bool, int)) else float(x)
+        whole = np.issubdtype(getattr(x, "dtype", type(x)), np.integer)
+        return x if isinstance(x, bool) else int(x) if whole else float(x)
     if not hasattr(x, "dtype"):
         return x
     if is_float(x) and x.dtype != np.float64:
@@ -348,7 +350,7 @@ def moved(fn: Any, given: Mapping[str, Any], want: list[np.ndarray]) -> list[Any
     """
     rng = np.random.default_rng(0)
     slack = [np.zeros(x.shape) for x in want]
-    for _ in range(6):
+    for _ in range(20):
         out = answer(fn, {k: _jittered(rng, fn, k, x, given) for k, x in given.items()})
         for k, x in enumerate(jax.tree.leaves(out) if out is not None else []):
             with np.errstate(all="ignore"):

@@ -418,6 +418,12 @@ def of_nan(rng: np.random.Generator, case: Case, given: Given) -> set[str] | Non
     empty = any(0 in np.shape(x) for x in given.values() if hasattr(x, "shape"))
     if where is None or empty or (small and case.fn in BY_COMPANY):
         return None  # a sample without others has 0, whatever its reward
+    if name == "weights" and given.get("group_ids") is not None:
+        return None  # a sample alone in its group is not weighed
+    targets, words = given.get("targets"), given.get("unembed")
+    if name == "hidden" and targets is not None and words is not None:
+        if not 0 <= targets[where[:-1]] < max(words.shape):
+            return None  # a label such as -100: the token is left out
     given[name] = _set(given[name], where, np.nan)
     return {name}
 

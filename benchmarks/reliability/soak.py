@@ -1,7 +1,7 @@
 """A long run, shortened by small steps: does anything grow, drift or compile again?
 
-    python benchmarks/soak.py          # a million updates, ten thousand checkpoints
-    python benchmarks/soak.py --quick  # a few thousand
+    python benchmarks/reliability/soak.py    # 1e6 updates, 1e4 checkpoints
+    python benchmarks/reliability/soak.py --quick
 
 A tiny policy learns from batches that a host feeds it, some of them with a NaN, whose
 steps must be skipped and counted; small checkpoints are written, the last three kept.
