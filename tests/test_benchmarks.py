@@ -106,6 +106,13 @@ def results(name):
     return json.loads((BENCHMARKS / f"results/{name}.json").read_text("utf-8"))
 
 
+def test_odd_calls():
+    found = results("calls")
+    assert found["calls"] >= 1e5 and found["functions"] >= 98
+    bad = ("wrong", "unclear", "refused", "unjudged", "hang", "crash")
+    assert all(found["outcomes"].get(k, 0) == 0 for k in bad)
+
+
 def test_what_runs_survive():
     """Each fault in the measured runs: all survived, and little was lost."""
     rows = {(row["example"], row["fault"]): row for row in results("survival")}

@@ -143,6 +143,13 @@ def test_prepare_sees_a_whole_minibatch(microbatches):
     chex.assert_trees_all_close(out, wanted, rtol=2e-5, atol=1e-6)
 
 
+def test_without_key_where_rows_are_shuffled():
+    learner = jaxppo.learner(loss_fn, optax.sgd(0.05), num_minibatches=2)
+    message = "`key` is None, but num_minibatches = 2 shuffles the rows; pass a"
+    with pytest.raises(ValueError, match=message):
+        learner.update(learner.init(params_of()), batch_of())
+
+
 def test_without_key_where_nothing_is_shuffled():
     learner = jaxppo.learner(loss_fn, ADAM, num_epochs=3)
     state, _ = jax.jit(learner.update)(learner.init(params_of()), batch_of())

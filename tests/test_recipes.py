@@ -554,3 +554,17 @@ def test_what_tunix_logs():
     }
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name].value, value, rtol=1e-6, err_msg=name)
+
+
+def test_skyrls_critic_is_clipped_by_its_own_width():
+    narrow, wide = (call("skyrl.critic", clip_eps=x)[0].value for x in (0.01, 10.0))
+    assert narrow != wide
+
+
+def test_nemos_weights_are_constant_past_its_bound():
+    """Where the reference gives 30 nats less, the ratio is no longer learned."""
+    near, far = jnp.zeros((1, 2)), jnp.array([[0.0, -30.0]])
+    new, mask = jnp.array([[0.1, 0.1]]), jnp.ones((1, 2), bool)
+    kl = lambda x: jnp.sum(recipes.nemo.off_policy_kl(x, near, far, mask))
+    grad = jax.grad(kl)(new)[0]
+    assert grad[0] != 0 and grad[1] == 0
