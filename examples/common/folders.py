@@ -4,6 +4,8 @@ import dataclasses
 import json
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -99,16 +101,23 @@ def new(name: str, options: Any) -> Path:
     return out
 
 
-def append(out: Path, row: dict[str, Any]) -> None:
-    """One more line of metrics."""
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What a full disk says of a file in a run's folder."""
     try:
-        with (out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        yield
     except OSError as error:
         raise OSError(
-            f"{out / 'metrics.jsonl'} could not be written ({error}). Free space, then "
-            f"continue with --resume {out}"
+            f"{path} could not be written ({error}). Free space, then continue with "
+            f"--resume {path.parent}"
         ) from error
+
+
+def append(out: Path, row: dict[str, Any]) -> None:
+    """One more line of metrics."""
+    path = out / "metrics.jsonl"
+    with writing(path), path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def rewind(out: Path, name: str, done: int) -> list[dict[str, Any]]:

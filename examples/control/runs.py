@@ -157,10 +157,12 @@ def _train(name: str, env: Environment, options: Options, goal: float) -> np.nda
         return returns
     for seed, mean in enumerate(returns.mean(1)):
         print(f"seed {seed}: mean return {mean:.1f} over 100 fresh episodes")
-    pictures.curve(name, rows, goal, out / "curve.png")
+    with folders.writing(out / "curve.png"):
+        pictures.curve(name, rows, goal, out / "curve.png")
     print(f"learning curve {out / 'curve.png'}\nmetrics        {out / 'metrics.jsonl'}")
     if shown:
-        pictures.episodes(name, shown[0], shown[1], out / "episode.gif")
+        with folders.writing(out / "episode.gif"):
+            pictures.episodes(name, shown[0], shown[1], out / "episode.gif")
         print(f"an episode     {out / 'episode.gif'}: before and after")
     return returns
 

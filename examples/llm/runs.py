@@ -187,8 +187,9 @@ class _Run:
                 bar.set_postfix_str(f"reward {row['reward']:.2f}")
                 bar.update()
         checkpoints.close()
-        self._judge("after", out)
-        self._leave(out, rows)
+        with folders.writing(out / "policy"):
+            self._judge("after", out)
+            self._leave(out, rows)
         read = lambda when: json.loads((out / f"{when}.json").read_text())
         return {when: read(when)["mean_reward"] for when in ("before", "after")}
 

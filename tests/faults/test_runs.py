@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from common import devices
+from common import devices, folders
 from processes import kept_to, rows, run, start, wait_for
 
 SMALL = ["--total-steps=16000", "--num-envs=4", "--num-evals=7", "--normalise-obs"]
@@ -182,12 +182,18 @@ def test_T13_no_memory_left(environment, tmp_path, whole):
     assert rows(out) == whole
 
 
+def test_T13_a_picture_on_a_full_disk(tmp_path):
+    with pytest.raises(OSError, match=r"curve.png could not .* with --resume .*run$"):
+        with folders.writing(tmp_path / "run/curve.png"):
+            raise OSError(28, "No space left on device")
+
+
 def test_T13_a_full_disk(environment, tmp_path, whole):
     """The checkpoints before are as they were, and the message says what to do."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "tmpfs", str(disk), "-o"]
-    if subprocess.run([*mount, "size=700k"], capture_output=True).returncode:
+    if subprocess.run([*mount, "size=400k"], capture_output=True).returncode:
         pytest.skip("making a small disk takes Linux and root")
     try:
         out = disk / "run"
