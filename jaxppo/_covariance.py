@@ -98,7 +98,7 @@ def clip_cov_mask(
     high = _checks.number(fn, "high", high, "[-inf, inf]", x.dtype)
     keep = _kept(fn, x, mask)
     eligible = keep & (low < x) & (x < high)
-    priority = jax.random.uniform(key, x.shape)
+    priority = jax.random.uniform(key, x.shape, jnp.float32)  # x64 or not, the same
     return _first(fn, jnp.where(eligible, priority, jnp.inf), eligible, keep, fraction)
 
 

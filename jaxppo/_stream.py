@@ -126,7 +126,7 @@ def loop(n: int, size: int, body: Callable, carry: Any, count: Any = None) -> An
 
     With a `count` (traced; n is then a multiple of size), over the first `count` only.
     """
-    turn = lambda i, carry: body(i.astype(jnp.int32) * size, size, carry)
+    turn = lambda i, carry: body(jnp.asarray(i, jnp.int32) * size, size, carry)
     if count is not None:
         return jax.lax.fori_loop(0, (count + size - 1) // size, turn, carry)
     size = min(size, n)

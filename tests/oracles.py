@@ -299,7 +299,8 @@ def first(order, eligible, mask, fraction):
 def clip_cov_mask(key, covariance, mask, *, fraction=2e-4, low=1.0, high=5.0):
     eligible = mask & (low < covariance) & (covariance < high)
     return first(
-        np.asarray(jax.random.uniform(key, mask.shape)), eligible, mask, fraction
+        np.asarray(jax.random.uniform(key, mask.shape, np.float32)),
+        *(eligible, mask, fraction),
     )
 
 

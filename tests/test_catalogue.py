@@ -464,3 +464,11 @@ def test_a_token_that_stays_is_not_going_farther():
 def test_lengths_are_whole(unchecked):
     with pytest.raises(TypeError, match="overlong_penalty: `lengths` has dtype float"):
         jaxppo.overlong_penalty(jnp.ones(3), max_length=8, buffer=2)
+
+
+def test_a_draw_is_the_same_in_64_bits():
+    covariance = jnp.linspace(1.0, 5.0, 64)[None]
+    draw = lambda: jaxppo.clip_cov_mask(jax.random.key(0), covariance, fraction=0.2)
+    usual = draw()
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(draw(), usual)

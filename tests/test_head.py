@@ -178,6 +178,18 @@ def test_gradients_of_float16_are_made_in_float32(mode):
 
 
 @each_mode
+def test_without_jit(mode):
+    """As one looks for a fault: loops are Python's then, their counters, too."""
+    hidden, unembed, targets, mask = head_of(13, np.float32)
+    f = partial(jaxppo.token_log_probs, hidden, unembed, targets, mask=mask, **mode)
+    expected = jax.jit(f)()
+    with jax.disable_jit():
+        got = f()
+    for x, y in zip(got, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+@each_mode
 def test_no_tokens(mode):
     hidden, unembed = jnp.zeros((2, 0, 3)), jnp.ones((4, 3))
     targets = jnp.zeros((2, 0), jnp.int32)
