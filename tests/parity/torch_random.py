@@ -30,5 +30,5 @@ def drawn(eligible, seed=0):
 
     shape = jax.ShapeDtypeStruct(eligible.shape, jnp.float32)
     priority = jax.pure_callback(priorities, shape, eligible)
-    with mock.patch.object(jax.random, "uniform", lambda key, shape: priority):
+    with mock.patch.object(jax.random, "uniform", lambda key, shape, dtype: priority):
         yield
