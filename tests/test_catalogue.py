@@ -472,3 +472,10 @@ def test_a_draw_is_the_same_in_64_bits():
     usual = draw()
     with jax.enable_x64(True):
         np.testing.assert_array_equal(draw(), usual)
+
+
+def test_a_nan_is_not_hidden_by_what_can_never_be():
+    """An action outside of [0, 1] has probability 0; what is unknown stays so."""
+    alpha, action = jnp.full(2, 2.0), jnp.array([1.5, jnp.nan])
+    assert jaxppo.beta(alpha, alpha, action[:1].repeat(2))[0] == -jnp.inf
+    assert jnp.isnan(jaxppo.beta(alpha, alpha, action)[0])
