@@ -769,3 +769,12 @@ def test_a_bound_may_be_a_float32():
     least = np.float32(0.7)
     jaxppo.band_weights(jnp.zeros((1, 2)), low=least, high=least)
     jaxppo.truncated_weights(jnp.zeros((1, 2)), floor=least, cap=least)
+
+
+def test_a_mask_of_rows_is_shown_how_to_be_one_of_tokens(unchecked):
+    said = message(
+        ValueError,
+        jaxppo.token_mean,
+        **dict(per_token=jnp.ones((2, 3)), mask=jnp.ones(2, bool)),
+    )
+    assert "`jnp.broadcast_to(mask[..., None], (2, 3))`" in said

@@ -143,6 +143,18 @@ def test_prepare_sees_a_whole_minibatch(microbatches):
     chex.assert_trees_all_close(out, wanted, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "counts", [dict(num_minibatches=5), dict(num_minibatches=2, num_microbatches=7)]
+)
+def test_parts_divide_the_rows(counts):
+    learner = jaxppo.learner(loss_fn, optax.sgd(0.05), **counts)
+    message = (
+        r"learner.*: .*does not divide the batch's \d+ rows; use a divisor, or pad"
+    )
+    with pytest.raises(ValueError, match=message):
+        learner.update(learner.init(params_of()), batch_of(), jax.random.key(0))
+
+
 def test_without_key_where_rows_are_shuffled():
     learner = jaxppo.learner(loss_fn, optax.sgd(0.05), num_minibatches=2)
     message = "`key` is None, but num_minibatches = 2 shuffles the rows; pass a"
