@@ -479,3 +479,17 @@ def test_a_nan_is_not_hidden_by_what_can_never_be():
     alpha, action = jnp.full(2, 2.0), jnp.array([1.5, jnp.nan])
     assert jaxppo.beta(alpha, alpha, action[:1].repeat(2))[0] == -jnp.inf
     assert jnp.isnan(jaxppo.beta(alpha, alpha, action)[0])
+
+
+@pytest.mark.parametrize("fn", [jaxppo.clip_fraction_lower, jaxppo.clip_fraction_upper])
+def test_clip_fractions_take_an_advantage_a_sequence(fn):
+    x = jnp.array([[1.0, -1.0], [1.0, -1.0]])
+    one, each = jnp.array([[1.0], [-1.0]]), jnp.array([[1.0, 1.0], [-1.0, -1.0]])
+    np.testing.assert_array_equal(fn(x, one), fn(x, each))
+    assert np.sum(fn(x, one)) == 1
+
+
+def test_the_error_of_a_value_is_a_function(unchecked):
+    x = jnp.ones(3)
+    with pytest.raises(TypeError, match="clipped_value: `error` is None"):
+        jaxppo.clipped_value(x, x, x, error=None)

@@ -613,3 +613,10 @@ def test_nemos_weights_that_overflow_count_nothing():
     x, mask = jnp.array([[0.0, 200.0]]), jnp.ones((1, 2), bool)
     weights, _ = recipes.nemo.importance_weights(x, jnp.zeros((1, 2)), mask)
     np.testing.assert_array_equal(weights, [[1.0, 0.0]])
+
+
+@pytest.mark.parametrize("name", ["dppo_tv", "dppo_kl"])
+def test_dppo_says_what_it_keeps(name):
+    kept = call(name)[1]["kept_fraction"].value
+    assert 0 < kept <= 1
+    assert call(name, log_probs=B.old)[1]["kept_fraction"].value == 1
