@@ -190,6 +190,16 @@ def test_without_jit(mode):
 
 
 @each_mode
+def test_one_token_alone(mode):
+    hidden, unembed, targets, _ = head_of(14, np.float32)
+    alone = jaxppo.token_log_probs(hidden[0], unembed, targets[0], **mode)
+    batch = jaxppo.token_log_probs(hidden[:1], unembed, targets[:1], **mode)
+    for x, y in zip(alone, batch, strict=True):
+        assert x.shape == ()
+        np.testing.assert_allclose(x, y[0], rtol=1e-6)
+
+
+@each_mode
 def test_no_tokens(mode):
     hidden, unembed = jnp.zeros((2, 0, 3)), jnp.ones((4, 3))
     targets = jnp.zeros((2, 0), jnp.int32)

@@ -620,3 +620,22 @@ def test_dppo_says_what_it_keeps(name):
     kept = call(name)[1]["kept_fraction"].value
     assert 0 < kept <= 1
     assert call(name, log_probs=B.old)[1]["kept_fraction"].value == 1
+
+
+def test_rolls_k3_is_held_at_ten():
+    x, mask = jnp.array([[-3.0, 0.5]]), jnp.ones((1, 2), bool)
+    held = recipes.roll.kl_k3(x, jnp.zeros((1, 2)), mask)
+    np.testing.assert_allclose(held, [[10.0, np.exp(-0.5) - 1 + 0.5]], rtol=1e-5)
+
+
+def test_tunix_counts_no_good_answer_as_clipped_twice():
+    x, mask = jnp.log(jnp.array([[4.0]])), jnp.ones((1, 1), bool)
+    _, metrics = recipes.tunix.grpo(x, 0 * x, 0.5 + 0 * x, mask, dual_clip=3.0)
+    assert metrics["pg_clipfrac_lower"].value == 0
+
+
+def test_skyrl_counts_what_its_own_width_clips():
+    risen = {"log_probs": B.old + 0.4, "advantages": 1.0 + 0 * B.old}
+    _, metrics = call("skyrl.regular", **risen, clip_eps_high=0.9)
+    shares = [x.value for k, x in metrics.items() if "clip" in k]
+    assert shares and all(x == 0 for x in shares)
