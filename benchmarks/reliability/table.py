@@ -50,7 +50,7 @@ def calls(found: dict[str, Any]) -> str:
         return NOTHING
     counts = found["calls"]["outcomes"]
     shown = ("right", "error", "not finite", "wrong", "unclear", "hang", "crash")
-    kinds = ", ".join(f"{counts[k]:,} {k}" for k in shown)
+    kinds = ", ".join(f"{counts.get(k, 0):,} {k}" for k in shown)
     return f"{found['calls']['calls']:,}: {kinds}"
 
 
