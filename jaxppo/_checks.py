@@ -30,7 +30,7 @@ def arrays(
     shape = _shape(fn, first, named[first])
     for name, x in named.items():
         _floating(fn, name, x)
-        _same_shape(fn, name, x, first, shape, one_per_sequence=name in per_sequence)
+        same_shape(fn, name, x, first, shape, one_per_sequence=name in per_sequence)
     dtype = wide(*named.values())
     keep = valid(fn, mask, **{first: named[first]})
     out = [jnp.asarray(x, dtype) for x in named.values()]
@@ -71,7 +71,7 @@ def per_step(
     if np.ndim(value) == 0:
         return jnp.broadcast_to(number(fn, name, value, interval, x.dtype), x.shape)
     _floating(fn, name, value)
-    _same_shape(fn, name, value, first, x.shape, one_per_sequence=True)
+    same_shape(fn, name, value, first, x.shape, one_per_sequence=True)
     value = jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape)
     keep = valid(fn, mask, **{first: x})
     return value if keep is None else jnp.where(keep, value, 0)
@@ -147,7 +147,7 @@ def _floating(fn: str, name: str, x: Any) -> None:
         )
 
 
-def _same_shape(
+def same_shape(
     fn: str,
     name: str,
     x: Any,

@@ -153,12 +153,7 @@ def rejection_mask(
     keep = _checks.valid(fn, mask, mask=mask)
     if keep is None:
         raise TypeError(f"{fn}: `mask` is None; pass the mask to take tokens from.")
-    fits = [keep.shape, (*keep.shape[:-1], 1)][: 1 + min(keep.ndim, 1)]
-    if x.shape not in fits:
-        raise ValueError(
-            f"{fn}: `statistic` has shape {x.shape}, but `mask` has shape "
-            f"{keep.shape}; pass shape {' or '.join(map(str, fits))}."
-        )
+    _checks.same_shape(fn, "statistic", x, "mask", keep.shape, one_per_sequence=True)
     low = _checks.number(fn, "low", low, "[-inf, inf]", x.dtype)
     high = _checks.number(fn, "high", high, "[-inf, inf]", x.dtype)
     return keep & ~((x < low) | (x > high))  # a NaN stays in sight

@@ -18,14 +18,14 @@ import pytest
 import jaxppo
 from jaxppo import recipes
 
+sys.path.extend(str(Path(__file__).parents[1] / part) for part in ("docs", "docs/_ext"))
+
+import losses
+import pages
+import reference
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-sys.path[:0] = [str(DOCS), str(DOCS / "_ext")]
-
-import losses  # noqa: E402
-import pages  # noqa: E402
-import reference  # noqa: E402
-
 PAGES = {path.relative_to(DOCS).as_posix(): path for path in pages.sources()}
 ELSEWHERE = {"head.md", "control.md"}  # test_readme.py runs them
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
