@@ -33,7 +33,7 @@ def arrays(
         same_shape(fn, name, x, first, shape, one_per_sequence=name in per_sequence)
     dtype = wide(*named.values())
     keep = valid(fn, mask, **{first: named[first]})
-    out = [jnp.asarray(x, dtype) for x in named.values()]
+    out = [jax.lax.convert_element_type(x, dtype) for x in named.values()]
     return out if keep is None else [jnp.where(keep, x, 0) for x in out]
 
 
@@ -60,7 +60,7 @@ def valid(fn: str, mask: Any, /, **named: Any) -> jax.Array | None:
             f"{fn}: `mask` has shape {shape}, but `{first}` has shape {like.shape}; "
             f"pass a mask of shape {like.shape}{_hint('mask', shape, like.shape)}."
         )
-    return jnp.asarray(mask).astype(bool)
+    return jax.lax.convert_element_type(mask, bool)
 
 
 def per_step(
