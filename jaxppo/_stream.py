@@ -28,7 +28,7 @@ class Head:
     softcap: Leaf | None  # ()
     inv_temperature: Leaf  # (n,), in the dtype to compute in
     live: Leaf  # (n,): whether a token counts; the others' hidden may be anything
-    vocab_last: bool = dataclasses.field(metadata=dict(static=True), default=False)
+    vocab_last: bool = dataclasses.field(metadata=dict(static=True))
 
     @property
     def vocab_axis(self) -> int:

@@ -105,7 +105,7 @@ LOSSES = {
     "icepop": corrected(methods.icepop, low=0.8, high=1.25),
     "sequence_masked_tis": corrected(methods.sequence_masked_tis, low=0.95, high=1.05),
     "m2po": policy(methods.m2po),
-    "opsm": corrected(methods.opsm, threshold=0.0),
+    "opsm": corrected(methods.opsm, threshold=-0.1),  # two of four bad rows are out
 }
 
 
@@ -184,7 +184,7 @@ RECORDED = {
         "nemo/ppo+seq-mask-tis(.95,1.05)",
         LOSSES["sequence_masked_tis"],
     ),
-    "opsm": ("trl/grpo+OPSM(0.)", LOSSES["opsm"]),
+    "opsm": ("trl/grpo+OPSM(0.)", corrected(methods.opsm, threshold=0.0)),
 }
 
 
@@ -301,6 +301,13 @@ FORMULAS = {
     "on_policy_distillation": lambda: mean(r * (old - ref)),
     "decoupled_ppo": lambda: mean(-np.exp(old - mu) * clip(r, 0.2, 0.2)),
     "m2po": lambda: mean(np.where(second_moment(), -r * A, 0)),
+    "opsm": lambda: rows(
+        np.where(
+            (A < 0) & ((m * (mu - lp)).sum(1, keepdims=True) / n > -0.1),
+            0,
+            -clip(r, 0.2, 0.2),
+        )
+    ),
 }
 
 

@@ -438,6 +438,9 @@ def test_beta_actions_at_the_ends():
     slopes = np.stack(slopes)
     assert np.all(np.isfinite(slopes[:, ~np.isnan(expected)]))
     np.testing.assert_array_equal(slopes[:, np.isinf(expected)], 0)
+    own = [part[np.isfinite(expected)] for part in (*slopes, a, b, x < 0.5)]
+    by_a, by_b, a, b, low = own  # of log b at 0 and of log a at 1: the power is held
+    np.testing.assert_allclose([by_a * a, by_b * b], [~low, low], rtol=1e-6)
 
 
 def test_a_row_with_an_impossible_action_is_impossible():

@@ -494,6 +494,23 @@ def areal_sequence_sapo(logp):
     }
 
 
+def trl_gspo(logp):
+    x = of_rows(logp - B.old)
+    low, high = (np.exp(x) < 0.85) & (B.adv < 0), (np.exp(x) > 1.2) & (B.adv > 0)
+
+    def loss(i, t):
+        return B.weights[i, t] * clipped(math.exp(x[i, t]), B.adv[i, t], 0.15, 0.2)
+
+    return {
+        "": by_row(loss),
+        "clip_ratio/low_mean": by_row(low),
+        "clip_ratio/low_min": min(row_means(low)),
+        "clip_ratio/high_mean": by_row(high),
+        "clip_ratio/high_max": max(row_means(high)),
+        "clip_ratio/region_mean": by_row(low | high),
+    }
+
+
 class Loss(NamedTuple):
     """A recipe of p, what is differentiated, and its formula of the same."""
 
@@ -605,6 +622,7 @@ LOSSES = {
         lambda p, b: slime.unbiased_kl(p, b.old, b.ref, b.mask, max_value=0.3),
         slime_unbiased_kl,
     ),
+    "trl.gspo": Loss(policy(trl.gspo, weights=weighted, **BAND), trl_gspo),
     "slime.row_mean": Loss(lambda p, b: slime.row_mean(p, b.mask), slime_row_mean, "x"),
 }
 
