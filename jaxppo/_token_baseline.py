@@ -75,8 +75,7 @@ def optimal_token_baseline(
     if returns.ndim != 2:
         raise ValueError(f"{fn}: `returns` has shape {returns.shape}; expected (n, t).")
     eps = _checks.number(fn, "eps", eps, "[0, inf)", returns.dtype)
-    keep = _checks.valid(fn, mask, returns=returns)
-    keep = jnp.ones(returns.shape, bool) if keep is None else keep
+    keep = _checks.kept(fn, mask, returns=returns)
     lengths = jnp.sum(keep, -1, dtype=jnp.int32)
     total, top = _segments.groups(fn, group_size, group_ids, returns=lengths)
 
