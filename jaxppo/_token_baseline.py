@@ -33,7 +33,7 @@ def optimal_token_baseline(
 
     Args:
       returns: G, the rewards to come, `(n, time)`: `discounted_returns(rewards, 1.0,
-        mask=mask)`, but see there: a masked token has 0 here, too.
+        mask=mask)`.
       log_probs: log pi of the sampled tokens, nats, the same shape.
       sum_squared_probs: the sum over the vocabulary of pi^2, the same shape.
       mask: the same shape, bool or integer, nonzero counts.
@@ -88,7 +88,8 @@ def optimal_token_baseline(
     if turn_aligned:
         returns, energy = (jnp.take_along_axis(x, order, -1) for x in (returns, energy))
     over = lambda x: jax.vmap(total, 1, 1)(x)
-    baseline = over(returns * energy) / _positive(over(energy) + eps)
+    weight = over(energy) + eps
+    baseline = over(returns * energy) / jnp.where(weight == 0, 1, weight)
     if zero_tail:
         longest = top(lengths)
         alone = total((lengths == longest).astype(jnp.int32)) == 1
@@ -100,7 +101,3 @@ def optimal_token_baseline(
         baseline = jnp.take_along_axis(baseline, back, -1)
     single = total(jnp.ones_like(lengths)) == 1
     return jnp.where(keep & ~single[:, None], baseline, 0)
-
-
-def _positive(x: Array) -> Array:
-    return jnp.where(x == 0, 1, x)
