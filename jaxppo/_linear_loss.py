@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -186,16 +185,8 @@ def _loss_fwd(setup, head, targets, valid, batch):
 def _loss_bwd(setup, saved, cotangents):
     head, dh, (dw, db) = saved
     scale = cotangents[0].total  # 1 / count, say
-    times = lambda g, x: None if g is None else (g * scale).astype(x.dtype)
-    none = dict(softcap=None, inv_temperature=None, live=None)
-    grads = dataclasses.replace(
-        head,
-        hidden=times(dh, head.hidden),
-        unembed=times(dw, head.unembed),
-        bias=times(db, head.bias),
-        **none,
-    )
-    return grads, None, None, None
+    grads = jax.tree.map(lambda g: g * scale, (dh, dw, db))
+    return head.cotangent(*grads), None, None, None
 
 
 _loss.defvjp(_loss_fwd, _loss_bwd)
