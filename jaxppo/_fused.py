@@ -8,16 +8,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Float, Integer
 
 from . import _checks, _head_math, _mesh, _stream
 from ._head_math import TokenLogProbs
 from ._head_plan import HeadPlan, Mode, check_options, head_plan
 from ._stream import Blocks
-from ._types import Scalar
-
-Rows = Float[Array, "*b"]
-RowMask = Bool[Array, "*b"] | Integer[Array, "*b"]
+from ._types import RowMask, Scalar
 
 
 class Setup(NamedTuple):

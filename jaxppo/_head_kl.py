@@ -8,15 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Float
 
 from . import _checks, _mesh, _stream
 from ._head_math import FAR, LOWEST, check_head, constants, make_head
 from ._head_plan import check_options, head_plan
 from ._stream import Blocks
-from ._types import Leaf, Scalar
-
-RowMask = Bool[Array, "*b"] | Integer[Array, "*b"]
+from ._types import Leaf, RowMask, Scalar
 
 
 class HeadKL(NamedTuple):

@@ -10,15 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Float, Integer
 
 from . import _checks, _head_math, _mesh, _stream
 from ._accumulate import is_metric, loss_and_metrics
 from ._head_plan import check_options, head_plan
 from ._stream import Blocks
-from ._types import Max, Mean, Metric, Scalar
-
-RowMask = Bool[Array, "*b"] | Integer[Array, "*b"]
+from ._types import Max, Mean, Metric, RowMask, Scalar
 
 
 class Setup(NamedTuple):

@@ -24,6 +24,10 @@ PerSequence: TypeAlias = Float[Array, "*#s"]
 Mask: TypeAlias = Bool[Array, "*s"] | Integer[Array, "*s"]
 Scalar: TypeAlias = ScalarLike
 
+# Without time: a number per row of `(*b, size)`, where a row is a distribution, say.
+Rows: TypeAlias = Float[Array, "*b"]
+RowMask: TypeAlias = Bool[Array, "*b"] | Integer[Array, "*b"]
+
 # What a field of a pytree holds: an array, but while a tree is mapped also its shape,
 # its sharding or None, so that a checker at run time must let anything pass.
 if TYPE_CHECKING:
