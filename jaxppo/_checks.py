@@ -63,6 +63,13 @@ def valid(fn: str, mask: Any, /, **named: Any) -> jax.Array | None:
     return jax.lax.convert_element_type(mask, bool)
 
 
+def kept(fn: str, mask: Any, /, **named: Any) -> jax.Array:
+    """As `valid`, but None becomes all of the array, sharded as it is."""
+    keep = valid(fn, mask, **named)
+    (like,) = named.values()
+    return jnp.ones_like(like, bool) if keep is None else keep
+
+
 def per_step(
     fn: str, name: str, value: Any, interval: str, mask: Any = None, **like: Any
 ) -> jax.Array:

@@ -238,8 +238,7 @@ def second_moment_mask(
     fn = "second_moment_mask"
     (x,) = _checks.arrays(fn, mask, log_ratio=log_ratio)
     threshold = _checks.number(fn, "threshold", threshold, "(0, inf]", x.dtype)
-    keep = _checks.valid(fn, mask, log_ratio=x)
-    keep = jnp.ones(x.shape, bool) if keep is None else keep
+    keep = _checks.kept(fn, mask, log_ratio=x)
     square = jnp.where(keep, x**2, jnp.inf).ravel()
     order = jnp.argsort(square)
     # From the smallest up the running mean only grows: count while it is in bounds.

@@ -96,7 +96,7 @@ def clip_cov_mask(
     (x,) = _checks.arrays(fn, mask, covariance=covariance)
     low = _checks.number(fn, "low", low, "[-inf, inf]", x.dtype)
     high = _checks.number(fn, "high", high, "[-inf, inf]", x.dtype)
-    keep = _kept(fn, x, mask)
+    keep = _checks.kept(fn, mask, covariance=x)
     eligible = keep & (low < x) & (x < high)
     priority = jax.random.uniform(key, x.shape, jnp.float32)  # x64 or not, the same
     return _first(fn, jnp.where(eligible, priority, jnp.inf), eligible, keep, fraction)
@@ -129,13 +129,8 @@ def kl_cov_mask(
     """
     fn = "kl_cov_mask"
     (x,) = _checks.arrays(fn, mask, covariance=covariance)
-    keep = _kept(fn, x, mask)
+    keep = _checks.kept(fn, mask, covariance=x)
     return _first(fn, jnp.where(keep, -x, jnp.inf), keep, keep, fraction)
-
-
-def _kept(fn: str, x: Array, mask: Mask | None) -> Array:
-    keep = _checks.valid(fn, mask, covariance=x)
-    return jnp.ones(x.shape, bool) if keep is None else keep
 
 
 def _first(

@@ -3,14 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Float
 
 from . import _checks
-from ._types import Scalar
+from ._types import RowMask, Rows, Scalar
 
-Rows = Float[Array, "*b"]
 Bins = Float[Array, "*b k"]
-RowMask = Bool[Array, "*b"] | Integer[Array, "*b"]
 
 
 def two_hot(x: Rows, support: Float[Array, " k"]) -> Bins:

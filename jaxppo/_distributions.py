@@ -4,12 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array
 
 from . import _checks
-
-Rows = Float[Array, "*b"]
-RowMask = Bool[Array, "*b"] | Integer[Array, "*b"]
 
 # B_2k / (2k (2k - 1)), of Stirling's series: from 8 on, 6 terms leave 2e-14.
 STIRLING = 1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360

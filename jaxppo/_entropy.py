@@ -38,8 +38,7 @@ def top_entropy_mask(
     fn = "top_entropy_mask"
     (x,) = _checks.arrays(fn, mask, entropy=entropy)
     fraction = _checks.number(fn, "fraction", fraction, "(0, 1]", x.dtype)
-    keep = _checks.valid(fn, mask, entropy=x)
-    keep = jnp.ones(x.shape, bool) if keep is None else keep
+    keep = _checks.kept(fn, mask, entropy=x)
     if not x.size:
         return keep
     # Sorted with what does not count at the end, the quantile lies at a known place.

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Float, Integer
 
-from . import _checks, _mesh, _stream
-from . import _head_math as math
+from . import _checks, _head_math, _mesh, _stream
 from ._head_math import TokenLogProbs
 from ._head_plan import HeadPlan, Mode, check_options, head_plan
 from ._stream import Blocks
-from ._types import Scalar
-
-Rows = Float[Array, "*b"]
-RowMask = Bool[Array, "*b"] | Integer[Array, "*b"]
+from ._types import RowMask, Scalar
 
 
 class Setup(NamedTuple):
@@ -102,9 +97,9 @@ def token_log_probs(
     )
     check_options(fn, mode, vocab_block, token_block, cache_bytes)
     _checks.integers(fn, targets=targets)
-    math.check_head(fn, hidden, unembed, targets, bias, vocab_last)
+    _head_math.check_head(fn, hidden, unembed, targets, bias, vocab_last)
     like = jax.ShapeDtypeStruct(targets.shape, _checks.wide(hidden, unembed))
-    temperature, softcap = math.constants(fn, temperature, softcap, targets=like)
+    temperature, softcap = _head_math.constants(fn, temperature, softcap, targets=like)
     keep = _checks.valid(fn, mask, targets=targets)
     vocab_dim = 1 if vocab_last else 0
     shards = _mesh.shards(
@@ -114,9 +109,9 @@ def token_log_probs(
     def on_shard(axes, tokens, words, softcap):
         hidden, targets, keep, temperature = tokens
         (unembed, _), (bias, _) = words
-        found, targets = math.inside(targets, unembed.shape[vocab_dim], axes)
+        found, targets = _head_math.inside(targets, unembed.shape[vocab_dim], axes)
         valid = found if keep is None else found & keep
-        head = math.make_head(
+        head = _head_math.make_head(
             hidden, unembed, bias, softcap, temperature, valid, vocab_last
         )
         return _on_shard(plan, axes, head, targets, valid, keep is not None)
@@ -151,7 +146,7 @@ def _on_shard(plan, vocab_axes, head, targets, valid, masked) -> TokenLogProbs:
 def _reference(head, targets, vocab_axes) -> TokenLogProbs:
     """Plain code, differentiable in every way."""
     z = head.tokens(0, len(targets)).logits()
-    targets = math.local(targets, head.vocab_size, vocab_axes)
+    targets = _head_math.local(targets, head.vocab_size, vocab_axes)
     add = lambda x: jax.lax.psum(x, vocab_axes) if vocab_axes else x
     top = jax.lax.stop_gradient(jnp.max(z, 1))
     top = jax.lax.pmax(top, vocab_axes) if vocab_axes else top
@@ -159,7 +154,7 @@ def _reference(head, targets, vocab_axes) -> TokenLogProbs:
     total = add(jnp.sum(jnp.exp(shifted), 1))
     finite = jnp.where(jnp.isneginf(shifted), 0, shifted)
     moment = add(jnp.sum(jnp.exp(shifted) * finite, 1))
-    hit, chosen = math.column(z, targets)
+    hit, chosen = _head_math.column(z, targets)
     chosen = add(jnp.where(hit, chosen, 0))
     lse = top + jnp.log(total)
     return TokenLogProbs(chosen - lse, jnp.log(total) - moment / total, lse)
@@ -181,7 +176,7 @@ def _streamed_bwd(setup, saved, cotangents):
     order = _order(setup, valid)
     gather = (lambda x: x) if order is None else order.gather
     out, grads = jax.tree.map(gather, (out, TokenLogProbs(*cotangents)))
-    slope = math.slope_of(out, grads, gather(targets), head, setup.vocab_axes)
+    slope = _head_math.slope_of(out, grads, gather(targets), head, setup.vocab_axes)
     dh, dw, db = _stream.backward(
         (head if order is None else order.of(head),),
         Blocks(*setup.plan[1:]),
@@ -192,10 +187,7 @@ def _streamed_bwd(setup, saved, cotangents):
     dh = dh.astype(head.hidden.dtype)
     if order is not None:
         dh = jnp.where(valid[:, None], dh[order.place], 0)
-    db = None if db is None else db.astype(head.bias.dtype)
-    none = dict(softcap=None, inv_temperature=None, live=None)
-    grads = dataclasses.replace(head, hidden=dh, unembed=dw, bias=db, **none)
-    return grads, None, None
+    return head.cotangent(dh, dw, db), None, None
 
 
 _streamed.defvjp(_streamed_fwd, _streamed_bwd)
@@ -208,12 +200,12 @@ def _fwd(setup, head, targets, valid, *, keep):
     sums, kept = _stream.forward(
         (head if order is None else order.of(head),),
         Blocks(*setup.plan[1:]),
-        math.absorb_into(targets, head, setup.vocab_axes),
-        math.zero_sums(len(targets), head.inv_temperature.dtype),
+        _head_math.absorb_into(targets, head, setup.vocab_axes),
+        _head_math.zero_sums(len(targets), head.inv_temperature.dtype),
         count=None if order is None else order.count,
         keep=keep,
     )
-    out = math.from_sums(math.merged(sums, setup.vocab_axes))
+    out = _head_math.from_sums(_head_math.merged(sums, setup.vocab_axes))
     if order is not None:
         out = jax.tree.map(lambda x: jnp.where(valid, x[order.place], 0), out)
     return out, kept

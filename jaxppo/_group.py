@@ -293,8 +293,7 @@ def _groups(
 ) -> _Groups:
     (x,) = _checks.arrays(fn, mask, rewards=rewards)
     total, top = _segments.groups(fn, group_size, group_ids, rewards=x)
-    keep = _checks.valid(fn, mask, rewards=x)
-    keep = jnp.ones(x.shape, bool) if keep is None else keep
+    keep = _checks.kept(fn, mask, rewards=x)
     w = keep.astype(x.dtype)
     if weights is not None:
         _, weights = _checks.arrays(fn, mask, rewards=x, weights=weights)

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._distributions import RowMask, Rows, log_rest, log_softmax, rows, stirling
+from ._distributions import log_rest, log_softmax, rows, stirling
+from ._types import RowMask, Rows
 
 
 def categorical_kl(

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Float
 
 from . import _checks, _mesh, _stream
 from ._head_math import FAR, LOWEST, check_head, constants, make_head
 from ._head_plan import check_options, head_plan
 from ._stream import Blocks
-from ._types import Leaf, Scalar
-
-RowMask = Bool[Array, "*b"] | Integer[Array, "*b"]
+from ._types import Leaf, RowMask, Scalar
 
 
 class HeadKL(NamedTuple):
@@ -120,27 +117,19 @@ def head_kl(
     check_options(fn, "recompute", vocab_block, token_block, 1)
     dtype = _checks.wide(hidden, unembed, ref_hidden, ref_unembed)
     like = jax.ShapeDtypeStruct(hidden.shape[:-1], dtype)
-    temperature, softcap = constants(fn, temperature, softcap, hidden=like)
-    keep = _checks.valid(fn, mask, hidden=like)
-    keep = _mesh.full_like(hidden[..., 0], True) if keep is None else keep
+    temperature, softcap = constants(
+        fn, temperature, softcap, **{"hidden[..., 0]": like}
+    )
+    keep = _checks.kept(fn, mask, **{"hidden[..., 0]": hidden[..., 0]})
     shards = _mesh.shards(fn, hidden, keep, unembed, vocab_dim, vocab_axis, token_spec)
 
     def on_shard(axes, tokens, words, softcap):
         hidden, ref_hidden, keep, temperature = tokens
         (unembed, _), (ref_unembed, _), (bias, _), (ref_bias, _) = words
-        heads = (
-            make_head(hidden, unembed, bias, softcap, temperature, keep, vocab_last),
-            make_head(
-                ref_hidden,
-                ref_unembed,
-                ref_bias,
-                softcap,
-                temperature,
-                keep,
-                vocab_last,
-            ),
-        )
-        return _on_shard(plan, axes, heads, keep)
+        both = softcap, temperature, keep, vocab_last
+        head = make_head(hidden, unembed, bias, *both)
+        ref_head = make_head(ref_hidden, ref_unembed, ref_bias, *both)
+        return _on_shard(plan, axes, (head, ref_head), keep)
 
     tokens = hidden, ref_hidden, keep, temperature
     words = [(x, vocab_dim) for x in (unembed, ref_unembed)]
@@ -175,7 +164,7 @@ def _streamed_fwd(setup, heads):
 
 def _streamed_bwd(setup, saved, cotangents):
     heads, out, (lse, ref_lse) = saved
-    grads, head = HeadKL(*cotangents), heads[0]
+    grads = HeadKL(*cotangents)
     kl = jnp.where(grads.from_policy == 0, 0, out.from_policy)  # it may be infinite
     level = grads.from_policy * kl - grads.from_ref
 
@@ -189,13 +178,8 @@ def _streamed_bwd(setup, saved, cotangents):
         own = jnp.exp(u) * (weight * gap - here(level))
         return own - here(grads.from_ref) * jnp.exp(ref_u)
 
-    dh, dw, db = _stream.backward(heads, setup[0], slope)
-    cast = lambda g, x: None if x is None else g.astype(x.dtype)
-    none = dict(softcap=None, inv_temperature=None, live=None)
-    own = dataclasses.replace(
-        head, hidden=cast(dh, head.hidden), unembed=dw, bias=cast(db, head.bias), **none
-    )
-    return ((own, None),)
+    grads = _stream.backward(heads, setup[0], slope)
+    return ((heads[0].cotangent(*grads), None),)
 
 
 _streamed.defvjp(_streamed_fwd, _streamed_bwd)

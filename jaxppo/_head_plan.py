@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 
@@ -105,5 +105,5 @@ def check_options(
     for name, block in [("vocab_block", vocab_block), ("token_block", token_block)]:
         if block is not None:
             _checks.count(fn, name, block)
-    if mode not in (modes := ("auto", "recompute", "cached", "reference")):
+    if mode not in (modes := get_args(Mode)):
         raise ValueError(f"{fn}: `mode` = {mode!r}; expected one of {modes}.")

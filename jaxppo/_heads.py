@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from . import _checks
-from ._distributions import RowMask, Rows, log_rest, log_softmax, rows, stirling
+from ._distributions import log_rest, log_softmax, rows, stirling
+from ._types import RowMask, Rows
 
 
 def categorical(

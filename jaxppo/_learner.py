@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from . import _checks, _mesh
-from ._accumulate import AxisName, accumulate_grads, is_metric, loss_value, reduce
+from ._accumulate import accumulate_grads, is_metric, loss_value, reduce
 from ._guard import check_state, guarded_step
 from ._shuffle import shuffled
 from ._types import (
@@ -39,7 +39,7 @@ def learner(
     minibatch_target_kl: Scalar | None = None,
     epoch_target_kl: Scalar | None = None,
     prepare: Callable[[Any], Any] | None = None,
-    axis_name: AxisName | None = None,
+    axis_name: _mesh.AxisName | None = None,
 ) -> Learner:
     """Bind a loss and an optimiser into PPO's update: epochs of shuffled minibatches.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -11,15 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Array, Float, Integer
 
 from . import _checks, _head_math, _mesh, _stream
 from ._accumulate import is_metric, loss_and_metrics
 from ._head_plan import check_options, head_plan
 from ._stream import Blocks
-from ._types import Max, Mean, Metric, Scalar
-
-RowMask = Bool[Array, "*b"] | Integer[Array, "*b"]
+from ._types import Max, Mean, Metric, RowMask, Scalar
 
 
 class Setup(NamedTuple):
@@ -186,16 +183,8 @@ def _loss_fwd(setup, head, targets, valid, batch):
 def _loss_bwd(setup, saved, cotangents):
     head, dh, (dw, db) = saved
     scale = cotangents[0].total  # 1 / count, say
-    times = lambda g, x: None if g is None else (g * scale).astype(x.dtype)
-    none = dict(softcap=None, inv_temperature=None, live=None)
-    grads = dataclasses.replace(
-        head,
-        hidden=times(dh, head.hidden),
-        unembed=times(dw, head.unembed),
-        bias=times(db, head.bias),
-        **none,
-    )
-    return grads, None, None, None
+    grads = jax.tree.map(lambda g: g * scale, (dh, dw, db))
+    return head.cotangent(*grads), None, None, None
 
 
 _loss.defvjp(_loss_fwd, _loss_bwd)

@@ -76,11 +76,8 @@ def masked_mean(
     """
     (x,) = _checks.arrays("masked_mean", mask, x=x)
     _checks.axis("masked_mean", axis, x=x)
-    keep = _checks.valid("masked_mean", mask, x=x)
-    ones = jnp.ones(x.shape, jnp.int32) if keep is None else keep.astype(jnp.int32)
-    # In int32: float32 counters stop at 2^24 tokens.
-    count = jnp.maximum(jnp.sum(ones, axis, keepdims=keepdims), 1)
-    return jnp.sum(x, axis, keepdims=keepdims) / count.astype(x.dtype)
+    count = _count(_checks.kept("masked_mean", mask, x=x), x, axis, keepdims)
+    return jnp.sum(x, axis, keepdims=keepdims) / jnp.maximum(count, 1)
 
 
 def masked_max(
@@ -215,11 +212,11 @@ def whiten(
     return jnp.where(equal, 0, centred / unit / std)
 
 
-def _count(fn: str, x: Array, mask: Mask | None) -> Array:
-    keep = _checks.valid(fn, mask, x=x)
+def _count(
+    keep: Array, x: Array, axis: int | None = None, keepdims: bool = False
+) -> Array:
     # In int32: float32 counters stop at 2^24 tokens.
-    count = jnp.array(x.size) if keep is None else jnp.sum(keep, dtype=jnp.int32)
-    return count.astype(x.dtype)
+    return jnp.sum(keep, axis, jnp.int32, keepdims=keepdims).astype(x.dtype)
 
 
 def _variance(centred: Array, count: Array, ddof: Array) -> Array:
@@ -230,12 +227,11 @@ def _variance(centred: Array, count: Array, ddof: Array) -> Array:
 
 def _centred(fn: str, x: Array, mask: Mask | None) -> tuple[Array, Array]:
     """x less its mean, 0 under the mask, and the count."""
-    keep = _checks.valid(fn, mask, x=x)
-    count = _count(fn, x, mask)
+    keep = _checks.kept(fn, mask, x=x)
+    count = _count(keep, x)
     # Relative to one of the entries: exactly 0 for constant input of any size, and
     # no cancellation where the mean is far larger than the deviations.
     shift = jnp.max(x, initial=-jnp.inf, where=keep)
     shift = jax.lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
-    x = x - shift if keep is None else jnp.where(keep, x - shift, 0)
-    centred = x - jnp.sum(x) / jnp.maximum(count, 1)
-    return (centred if keep is None else jnp.where(keep, centred, 0)), count
+    x = jnp.where(keep, x - shift, 0)
+    return jnp.where(keep, x - jnp.sum(x) / jnp.maximum(count, 1), 0), count

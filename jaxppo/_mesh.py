@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 AxisName = str | tuple[str, ...]
@@ -185,8 +184,8 @@ def shards(
             )
     if len(spec) > targets.ndim:
         raise ValueError(
-            f"{fn}: `token_spec` = {token_spec} has {len(spec)} entries, but `targets` "
-            f"has shape {targets.shape}; give an entry an axis."
+            f"{fn}: `token_spec` = {token_spec} has {len(spec)} entries, but the "
+            f"tokens have shape {targets.shape}; give an entry an axis."
         )
     explicit = explicit_axes(mesh)
     typed = [()] * targets.ndim
@@ -235,8 +234,3 @@ def mesh_of(*arrays: Any) -> AbstractMesh | Mesh | None:
             return mesh
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty else mesh
-
-
-def full_like(x: jax.Array, value: Any) -> jax.Array:
-    """A constant in an array's place, sharded as it is."""
-    return jnp.full_like(x, value, dtype=jnp.asarray(value).dtype)

@@ -213,8 +213,7 @@ def effective_sample_size(
       Array(0.8, dtype=float32)
     """
     (x,) = _checks.arrays("effective_sample_size", mask, log_ratio=log_ratio)
-    keep = _checks.valid("effective_sample_size", mask, log_ratio=x)
-    keep = jnp.ones(x.shape, bool) if keep is None else keep
+    keep = _checks.kept("effective_sample_size", mask, log_ratio=x)
     x = jax.lax.stop_gradient(x)
     # Relative to the largest weight, so that its square does not overflow.
     top = jnp.max(x, initial=-jnp.inf, where=keep)

@@ -89,9 +89,7 @@ def sequence_log_ratio(
       Array([1., 1., 0.], dtype=float32)
     """
     ratio, keep = _gate("sequence_log_ratio", log_probs, old_log_probs, mask, max_abs)
-    return _spread(
-        jnp.sum(ratio, -1, keepdims=True) / _length(ratio, keep), ratio, keep
-    )
+    return _spread(_mean(ratio, keep), ratio, keep)
 
 
 def sequence_token_log_ratio(
@@ -130,9 +128,7 @@ def sequence_token_log_ratio(
     ratio, keep = _gate(
         "sequence_token_log_ratio", log_probs, old_log_probs, mask, max_abs
     )
-    mean = jax.lax.stop_gradient(
-        jnp.sum(ratio, -1, keepdims=True) / _length(ratio, keep)
-    )
+    mean = jax.lax.stop_gradient(_mean(ratio, keep))
     return _spread(mean, ratio, keep) + (ratio - jax.lax.stop_gradient(ratio))
 
 
@@ -210,9 +206,7 @@ def segment_log_ratio(
     fn = "segment_log_ratio"
     ratio, keep = _gate(fn, log_probs, old_log_probs, mask, max_abs)
     if keep is None:
-        return _spread(
-            jnp.sum(ratio, -1, keepdims=True) / _length(ratio, keep), ratio, keep
-        )
+        return _spread(_mean(ratio, keep), ratio, keep)
     # Tokens of one run have as many masked ones before them; a comparison of all with
     # all would be quadratic in time, so add up by that number.
     *batch, time = ratio.shape
@@ -243,13 +237,15 @@ def _gate(
     return _bound(ratio, max_abs), keep
 
 
-def _length(ratio: Array, keep: Array | None) -> Array:
+def _mean(ratio: Array, keep: Array | None) -> Array:
+    """Of each sequence, over its tokens that count; the others are 0."""
     count = (
         jnp.array(ratio.shape[-1])
         if keep is None
         else jnp.sum(keep, -1, keepdims=True, dtype=jnp.int32)
     )
-    return jnp.maximum(count, 1).astype(ratio.dtype)
+    length = jnp.maximum(count, 1).astype(ratio.dtype)
+    return jnp.sum(ratio, -1, keepdims=True) / length
 
 
 def _spread(per_sequence: Array, ratio: Array, keep: Array | None) -> Array:

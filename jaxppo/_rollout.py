@@ -53,8 +53,7 @@ def correction_metrics(
     low = _checks.number(fn, "low", low, "[0, inf)", x.dtype)
     high = _checks.number(fn, "high", high, "(0, inf]", x.dtype)
     x = jax.lax.stop_gradient(x)
-    keep = _checks.valid(fn, mask, log_ratio=x)
-    keep = jnp.ones(x.shape, bool) if keep is None else keep
+    keep = _checks.kept(fn, mask, log_ratio=x)
     rows = jnp.any(keep, -1)
     ratio = jnp.exp(x)
     product = jnp.exp(2 * jnp.clip(masked_sum(x, mask, axis=-1), -20, 20))

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Integer
+from jaxtyping import Float, Integer
 
 from . import _checks
-from ._types import Scalar
-
-Rows = Float[Array, "*b"]
-RowMask = Bool[Array, "*b"] | Integer[Array, "*b"]
+from ._types import RowMask, Rows, Scalar
 
 
 def selective_log_softmax(

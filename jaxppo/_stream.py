@@ -89,6 +89,18 @@ class Head:
         dw = dot(x, dz, 0, 0, dtype) if self.vocab_last else dot(dz, x, 0, 0, dtype)
         return Grads(dot(dz, w, 1, self.vocab_axis, dtype), dw, bias)
 
+    def cotangent(self, hidden: Any, unembed: Any, bias: Any) -> Head:
+        """Gradients as JAX wants them: in their arrays' dtypes, None for constants."""
+        return dataclasses.replace(
+            self,
+            hidden=hidden.astype(self.hidden.dtype),
+            unembed=unembed.astype(self.unembed.dtype),
+            bias=None if bias is None else bias.astype(self.bias.dtype),
+            softcap=None,
+            inv_temperature=None,
+            live=None,
+        )
+
 
 class Grads(NamedTuple):
     """To a head's arrays."""

@@ -33,7 +33,7 @@ def optimal_token_baseline(
 
     Args:
       returns: G, the rewards to come, `(n, time)`: `discounted_returns(rewards, 1.0,
-        mask=mask)`, but see there: a masked token has 0 here, too.
+        mask=mask)`.
       log_probs: log pi of the sampled tokens, nats, the same shape.
       sum_squared_probs: the sum over the vocabulary of pi^2, the same shape.
       mask: the same shape, bool or integer, nonzero counts.
@@ -75,8 +75,7 @@ def optimal_token_baseline(
     if returns.ndim != 2:
         raise ValueError(f"{fn}: `returns` has shape {returns.shape}; expected (n, t).")
     eps = _checks.number(fn, "eps", eps, "[0, inf)", returns.dtype)
-    keep = _checks.valid(fn, mask, returns=returns)
-    keep = jnp.ones(returns.shape, bool) if keep is None else keep
+    keep = _checks.kept(fn, mask, returns=returns)
     lengths = jnp.sum(keep, -1, dtype=jnp.int32)
     total, top = _segments.groups(fn, group_size, group_ids, returns=lengths)
 
@@ -89,7 +88,8 @@ def optimal_token_baseline(
     if turn_aligned:
         returns, energy = (jnp.take_along_axis(x, order, -1) for x in (returns, energy))
     over = lambda x: jax.vmap(total, 1, 1)(x)
-    baseline = over(returns * energy) / _positive(over(energy) + eps)
+    weight = over(energy) + eps
+    baseline = over(returns * energy) / jnp.where(weight == 0, 1, weight)
     if zero_tail:
         longest = top(lengths)
         alone = total((lengths == longest).astype(jnp.int32)) == 1
@@ -101,7 +101,3 @@ def optimal_token_baseline(
         baseline = jnp.take_along_axis(baseline, back, -1)
     single = total(jnp.ones_like(lengths)) == 1
     return jnp.where(keep & ~single[:, None], baseline, 0)
-
-
-def _positive(x: Array) -> Array:
-    return jnp.where(x == 0, 1, x)

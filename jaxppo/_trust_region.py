@@ -36,8 +36,8 @@ def binary_tv(
       >>> jaxppo.binary_tv(jnp.log(p), jnp.log(q)).round(3)
       Array([0.3 , 0.01], dtype=float32)
     """
-    p, q = _probabilities("binary_tv", log_probs, old_log_probs, mask)
-    return jnp.abs(p - q)
+    log_p, log_q = _constants("binary_tv", log_probs, old_log_probs, mask)
+    return jnp.abs(jnp.exp(log_p) - jnp.exp(log_q))
 
 
 def binary_kl(
@@ -74,12 +74,9 @@ def binary_kl(
       Array([0.1927, 0.0031], dtype=float32)
     """
     fn = "binary_kl"
-    p, q = _probabilities(fn, log_probs, old_log_probs, mask)
+    log_p, log_q = _constants(fn, log_probs, old_log_probs, mask)
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
     eps = _checks.number(fn, "eps", eps, "(0, inf)", p.dtype)
-    log_p, log_q = _checks.arrays(
-        fn, mask, log_probs=log_probs, old_log_probs=old_log_probs
-    )
-    log_p, log_q = jax.lax.stop_gradient((log_p, log_q))
     moved = jnp.where(q == 0, 0, q * (log_q - log_p))
     return moved + (1 - q) * (jnp.log(1 - q + eps) - jnp.log(1 - p + eps))
 
@@ -222,12 +219,11 @@ def discovered_surrogate(
     return drift - ratio * advantages
 
 
-def _probabilities(
+def _constants(
     fn: str, log_probs: PerToken, old_log_probs: PerToken, mask: Mask | None
 ) -> tuple[PerToken, PerToken]:
-    """pi and pi_old of the sampled tokens; both 1 under the mask."""
+    """log pi and log pi_old of the sampled tokens, detached; 0 under the mask."""
     log_p, log_q = _checks.arrays(
         fn, mask, log_probs=log_probs, old_log_probs=old_log_probs
     )
-    log_p, log_q = jax.lax.stop_gradient((log_p, log_q))
-    return jnp.exp(log_p), jnp.exp(log_q)
+    return jax.lax.stop_gradient((log_p, log_q))

@@ -24,6 +24,10 @@ PerSequence: TypeAlias = Float[Array, "*#s"]
 Mask: TypeAlias = Bool[Array, "*s"] | Integer[Array, "*s"]
 Scalar: TypeAlias = ScalarLike
 
+# Without time: a number per row of `(*b, size)`, where a row is a distribution, say.
+Rows: TypeAlias = Float[Array, "*b"]
+RowMask: TypeAlias = Bool[Array, "*b"] | Integer[Array, "*b"]
+
 # What a field of a pytree holds: an array, but while a tree is mapped also its shape,
 # its sharding or None, so that a checker at run time must let anything pass.
 if TYPE_CHECKING:
@@ -81,7 +85,10 @@ class Mean:
 
     def reduce(self, where: jax.Array | None = None) -> Mean:
         """Merge `Mean`s stacked along axis 0 (by `scan` or `vmap`)."""
-        return Mean(_sum(self.total, where), _sum(self.count, where))
+        return Mean(
+            jnp.sum(self.total, 0, where=_rows(where, self.total)),
+            jnp.sum(self.count, 0, where=_rows(where, self.count)),
+        )
 
     def all_reduce(self, axis_name: str | tuple[str, ...]) -> Mean:
         """Merge over the devices of a `shard_map` axis."""
@@ -110,7 +117,8 @@ class Max:
 
     def reduce(self, where: jax.Array | None = None) -> Max:
         """Merge maxima stacked along axis 0."""
-        return Max(jnp.max(self.value, 0, initial=-jnp.inf, where=_like(where, self)))
+        where = _rows(where, self.value)
+        return Max(jnp.max(self.value, 0, initial=-jnp.inf, where=where))
 
     def all_reduce(self, axis_name: str | tuple[str, ...]) -> Max:
         """Merge over the devices of a `shard_map` axis."""
@@ -139,7 +147,8 @@ class Min:
 
     def reduce(self, where: jax.Array | None = None) -> Min:
         """Merge minima stacked along axis 0."""
-        return Min(jnp.min(self.value, 0, initial=jnp.inf, where=_like(where, self)))
+        where = _rows(where, self.value)
+        return Min(jnp.min(self.value, 0, initial=jnp.inf, where=where))
 
     def all_reduce(self, axis_name: str | tuple[str, ...]) -> Min:
         """Merge over the devices of a `shard_map` axis."""
@@ -150,17 +159,11 @@ Metric: TypeAlias = Mean | Max | Min
 Metrics: TypeAlias = Mapping[str, Metric]
 
 
-def _sum(x: jax.Array, where: jax.Array | None) -> jax.Array:
-    if where is None:
-        return jnp.sum(x, 0)
-    where = where.reshape(where.shape + (1,) * (x.ndim - 1))
-    return jnp.sum(jnp.where(where, x, 0), 0)
-
-
-def _like(where: jax.Array | None, extremum: Max | Min) -> jax.Array | None:
+def _rows(where: jax.Array | None, x: jax.Array) -> jax.Array | None:
+    """Which rows count, with the axes of what has rows."""
     if where is None:
         return None
-    return where.reshape(where.shape + (1,) * (extremum.value.ndim - 1))
+    return where.reshape(where.shape + (1,) * (x.ndim - 1))
 
 
 class Advantages(NamedTuple):

@@ -249,8 +249,7 @@ def vespo_weights(
     k = jnp.where(good, k, k_negative)
     lambda_ = jnp.where(good, lambda_, lambda_negative)
     weights = jnp.exp(k * x + lambda_ * (1 - jnp.exp(x)))
-    keep = _checks.valid(fn, mask, log_ratio=log_ratio)
-    keep = jnp.ones(log_ratio.shape, bool) if keep is None else keep
+    keep = _checks.kept(fn, mask, log_ratio=log_ratio)
     return jnp.where(jnp.any(keep, -1, keepdims=True), weights, 0)
 
 

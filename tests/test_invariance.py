@@ -311,3 +311,17 @@ def test_estimators_on_eight_devices(place):
         chex.assert_trees_all_close(
             jax.jit(run)(*sharded), expected, rtol=1e-6, atol=1e-6
         )
+
+
+@pytest.mark.parametrize(
+    "estimator", [jaxppo.group_advantages, jaxppo.leave_one_out_advantages]
+)
+def test_groups_of_explicitly_sharded_rewards(estimator):
+    """A mask of ones that nobody passed is sharded as the rewards are."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    rewards = jnp.arange(16.0) ** 2
+    expected = estimator(rewards, group_size=2)
+    sharded = jax.device_put(rewards, NamedSharding(mesh, PartitionSpec("data")))
+    with jax.set_mesh(mesh):
+        got = jax.jit(partial(estimator, group_size=2))(sharded)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)

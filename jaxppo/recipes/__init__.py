@@ -11,7 +11,9 @@ A recipe reads as if it stood in your own file, and may be copied there: it uses
 but `jax` and public names of `jaxppo`. Arrays are `(batch, time)`, advantages that or
 `(batch, 1)`; a mask is bool or integer. What is under it has no influence, unless that
 is the fault. A loss returns `(Mean, metrics)`, as `jaxppo.learner` takes it, the
-metrics under the system's own names.
+metrics under the system's own names. `weights` are data, as in the systems: make them
+by the correction functions, which stop their gradient; losses do not stop it again (but
+those of `areal`, `open_instruct`, `openrlhf` and `roll` do).
 """
 
 from . import areal as areal

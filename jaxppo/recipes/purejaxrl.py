@@ -43,9 +43,11 @@ def ppo(
         value_clip_eps=clip_eps,
         entropy_coef=entropy_coef,
     )
-    names = {"value_loss": "value_loss", "loss_actor": "policy_loss"}
-    names |= {"entropy": "entropy"}
-    return loss, {theirs: metrics[ours] for theirs, ours in names.items()}
+    return loss, {
+        "value_loss": metrics["value_loss"],
+        "loss_actor": metrics["policy_loss"],
+        "entropy": metrics["entropy"],
+    }
 
 
 def dpo(

@@ -68,10 +68,16 @@ def vtrace(
     rlax 0.1.9, vtrace.py, with the log of its `rho_tm1`. Its traces are cut at 1
     whatever `clip_rho_threshold`.
     """
-    targets = _vtrace(
-        values, next_values, rewards, discounts, log_ratio, lambda_, clip_rho_threshold
-    ).returns
-    return jax.lax.stop_gradient(targets) - values
+    out = jaxppo.vtrace(
+        log_ratio,
+        rewards,
+        values,
+        discounts,
+        lambda_=lambda_,
+        rho_clip=clip_rho_threshold,
+        next_values=next_values,
+    )
+    return jax.lax.stop_gradient(out.returns) - values
 
 
 def vtrace_td_error_and_advantage(
@@ -109,23 +115,3 @@ def vtrace_td_error_and_advantage(
     rho = jaxppo.truncated_weights(log_ratio, cap=clip_pg_rho_threshold)
     advantages = rho * (q - values)
     return errors, jax.lax.stop_gradient(advantages), jax.lax.stop_gradient(q)
-
-
-def _vtrace(
-    values: jax.Array,
-    next_values: jax.Array,
-    rewards: jax.Array,
-    discounts: jax.Array,
-    log_ratio: jax.Array,
-    lambda_: jax.Array | ScalarLike,
-    clip_rho_threshold: ScalarLike,
-) -> jaxppo.Advantages:
-    return jaxppo.vtrace(
-        log_ratio,
-        rewards,
-        values,
-        discounts,
-        lambda_=lambda_,
-        rho_clip=clip_rho_threshold,
-        next_values=next_values,
-    )

@@ -12,16 +12,15 @@ def moved(log_ratio: jax.Array, mask: jax.Array | None) -> dict[str, jaxppo.Metr
     `jaxppo.learner` may stop at this `approx_kl`, which a log-ratio of sequences (its
     mean, or sum) does not give.
     """
+    x = log_ratio
     per_token = {
-        "approx_kl": jaxppo.approx_kl_k3(log_ratio),
-        "approx_kl_k1": jaxppo.approx_kl_k1(log_ratio),
-        "bound_fraction": jaxppo.bound_fraction(log_ratio),
+        "approx_kl": jaxppo.approx_kl_k3(x),
+        "approx_kl_k1": jaxppo.approx_kl_k1(x),
+        "bound_fraction": jaxppo.bound_fraction(x),
     }
-    return jax.lax.stop_gradient(
-        {name: jaxppo.token_mean(x, mask) for name, x in per_token.items()}
-        | {"ratio_max": jaxppo.ratio_max(log_ratio, mask)}
-        | {"ratio_min": jaxppo.ratio_min(log_ratio, mask)}
-    )
+    extrema = {"ratio_max": jaxppo.ratio_max(x, mask)}
+    extrema |= {"ratio_min": jaxppo.ratio_min(x, mask)}
+    return report(mask, **per_token) | extrema
 
 
 def clipped(

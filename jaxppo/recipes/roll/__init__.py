@@ -4,10 +4,10 @@ No log-ratio has a guard; the k3 of the penalty is held below 10. The default me
 that over sequences with a token left. Metrics have ROLL's names without the `@sum`,
 `@max` or `@min` by which it merges them, which here is their type; what it logs as
 `actor/cispo_cispo_...` and `actor/kimi15_kimi15_...` has its prefix once. The shares
-clipped of TIS, TOPR and CISPO and what Kimi's logs are means over padding, too, in
-ROLL; here they are of the tokens that count. ROLL multiplies by
-its masks, so that a NaN under them is a NaN in the loss: not here, except in
-`ppo_token_mean` and `gae`, whose faults these are.
+clipped of TIS, TOPR and CISPO, and what Kimi's loss logs, are means over padding, too,
+in ROLL; here they are of the tokens that count. ROLL multiplies by its masks, so that a
+NaN under them is a NaN in the loss: not here, except in `ppo_token_mean` and `gae`,
+whose faults these are.
 """
 
 from ._advantages import gae as gae

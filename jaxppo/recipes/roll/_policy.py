@@ -30,17 +30,9 @@ def ppo(
     has no number of its own, and is 1 + 2 clip_eps where it is on (1.4, against 3 in
     other systems). `weights` are from `is_weights`.
     """
-    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
-    loss = jaxppo.clipped_surrogate(
-        x,
-        advantages,
-        clip_eps=clip_eps,
-        clip_eps_high=clip_eps_high,
-        dual_clip=dual_clip,
-    )
-    metrics = _clip_metrics(x, advantages, mask, clip_eps, clip_eps_high, aggregate)
-    return _total(loss, x, weights, mask, metrics, aggregate)
+    bounds = (clip_eps, clip_eps_high, dual_clip)
+    return _clipped(x, advantages, mask, weights, bounds, aggregate)
 
 
 def ppo_sequence(
@@ -60,18 +52,10 @@ def ppo_sequence(
     ROLL 8eb27cc2, rlvr/actor_worker.py with `importance_sampling="seq"`. The widths
     remain PPO's: GSPO's paper has 3e-4 and 4e-4. Its two KLs are those of tokens.
     """
-    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.sequence_log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
     drift = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
-    loss = jaxppo.clipped_surrogate(
-        x,
-        advantages,
-        clip_eps=clip_eps,
-        clip_eps_high=clip_eps_high,
-        dual_clip=dual_clip,
-    )
-    metrics = _clip_metrics(x, advantages, mask, clip_eps, clip_eps_high, aggregate)
-    return _total(loss, x, weights, mask, metrics, aggregate, drift=drift)
+    bounds = (clip_eps, clip_eps_high, dual_clip)
+    return _clipped(x, advantages, mask, weights, bounds, aggregate, drift=drift)
 
 
 def ppo_token_mean(
@@ -91,19 +75,9 @@ def ppo_token_mean(
     advantage is not 0; what is NaN there is NaN in the loss. Use
     `ppo(..., aggregate=jaxppo.token_mean)` instead.
     """
-    clip_eps_high = clip_eps if clip_eps_high is None else clip_eps_high
     x = jaxppo.log_ratio(log_probs, old_log_probs, max_abs=math.inf)
-    loss = jaxppo.clipped_surrogate(
-        x,
-        advantages,
-        clip_eps=clip_eps,
-        clip_eps_high=clip_eps_high,
-        dual_clip=dual_clip,
-    )
-    metrics = _clip_metrics(
-        x, advantages, mask, clip_eps, clip_eps_high, unmasked_token_mean
-    )
-    return _total(loss, x, None, mask, metrics, unmasked_token_mean)
+    bounds = (clip_eps, clip_eps_high, dual_clip)
+    return _clipped(x, advantages, mask, None, bounds, unmasked_token_mean)
 
 
 def vanilla(
@@ -291,6 +265,35 @@ def sequence_mean_token_sum_norm(
     return jaxppo.token_sum(per_token, mask) * (1 / per_token.shape[-1])
 
 
+def _clipped(
+    x: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    weights: jax.Array | None,
+    bounds: tuple[ScalarLike, ScalarLike | None, ScalarLike],
+    aggregate: jaxppo.Aggregator,
+    *,
+    drift: jax.Array | None = None,
+) -> Loss:
+    """PPO's clip, how many ratios are out of its band, and of how many it binds."""
+    eps, high, dual_clip = bounds
+    high = eps if high is None else high
+    loss = jaxppo.clipped_surrogate(
+        x, advantages, clip_eps=eps, clip_eps_high=high, dual_clip=dual_clip
+    )
+    binds = jaxppo.clip_fraction_lower(x, advantages, clip_eps=eps)
+    binds = binds + jaxppo.clip_fraction_upper(x, advantages, clip_eps=high)
+    ratio = jnp.exp(x)
+    below, above = ratio < 1 - eps, ratio > 1 + high
+    metrics: dict[str, jaxppo.Metric] = {
+        "actor/ppo_ratio_low_clipfrac": _share(below, mask),
+        "actor/ppo_ratio_high_clipfrac": _share(above, mask),
+        "actor/ppo_ratio_clipfrac": _share(below | above, mask),
+        "actor/clipfrac": aggregate(binds, mask),
+    }
+    return _total(loss, x, weights, mask, metrics, aggregate, drift=drift)
+
+
 def _total(
     loss: jax.Array,
     x: jax.Array,
@@ -315,27 +318,6 @@ def _total(
         "actor/policykl": aggregate(jaxppo.kl_k1(drift), mask),
     }
     return out, jax.lax.stop_gradient(metrics)
-
-
-def _clip_metrics(
-    x: jax.Array,
-    advantages: jax.Array,
-    mask: jax.Array,
-    clip_eps: ScalarLike,
-    clip_eps_high: ScalarLike,
-    aggregate: jaxppo.Aggregator,
-) -> dict[str, jaxppo.Metric]:
-    """How many ratios are outside the band, and of how many the clip binds."""
-    binds = jaxppo.clip_fraction_lower(x, advantages, clip_eps=clip_eps)
-    binds = binds + jaxppo.clip_fraction_upper(x, advantages, clip_eps=clip_eps_high)
-    ratio = jnp.exp(x)
-    low, high = ratio < 1 - clip_eps, ratio > 1 + clip_eps_high
-    return {
-        "actor/ppo_ratio_low_clipfrac": _share(low, mask),
-        "actor/ppo_ratio_high_clipfrac": _share(high, mask),
-        "actor/ppo_ratio_clipfrac": _share(low | high, mask),
-        "actor/clipfrac": aggregate(binds, mask),
-    }
 
 
 def _outside(

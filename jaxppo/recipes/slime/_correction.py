@@ -12,7 +12,7 @@ from jaxtyping import ScalarLike
 
 import jaxppo
 
-row_mean = jaxppo.all_rows(jaxppo.sequence_mean)
+from ._policy import row_mean
 
 
 def opsm(

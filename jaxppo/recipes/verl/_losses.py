@@ -10,8 +10,6 @@ import jaxppo
 
 Metrics = dict[str, jaxppo.Metric]
 Loss = tuple[jaxppo.Mean, Metrics]
-seq_mean_token_sum = jaxppo.sequence_sum
-seq_mean_token_mean = jaxppo.sequence_mean
 
 
 def vanilla(
@@ -61,9 +59,9 @@ def dppo_tv(
     scales down the gradient of risen tokens. `cap=20` is what was meant.
     """
     far = jaxppo.binary_tv(log_probs, old_log_probs, mask)
-    keep = _trusted(log_probs, old_log_probs, advantages, mask, far, low, high)
+    bounds = (low, high, cap)
     return _dppo(
-        log_probs, old_log_probs, advantages, mask, keep, weights, cap, aggregate
+        log_probs, old_log_probs, advantages, mask, far, weights, bounds, aggregate
     )
 
 
@@ -84,39 +82,10 @@ def dppo_kl(
     verl 0.9.1, `compute_policy_loss_dppo_kl`. Fault: the cap, as in `dppo_tv`.
     """
     far = jaxppo.binary_kl(log_probs, old_log_probs, mask)
-    keep = _trusted(log_probs, old_log_probs, advantages, mask, far, low, high)
+    bounds = (low, high, cap)
     return _dppo(
-        log_probs, old_log_probs, advantages, mask, keep, weights, cap, aggregate
+        log_probs, old_log_probs, advantages, mask, far, weights, bounds, aggregate
     )
-
-
-def _trusted(
-    log_probs: jax.Array,
-    old_log_probs: jax.Array,
-    advantages: jax.Array,
-    mask: jax.Array,
-    divergence: jax.Array,
-    low: ScalarLike,
-    high: ScalarLike | None,
-) -> jax.Array:
-    x = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
-    return jaxppo.trust_region_mask(x, advantages, divergence, low=low, high=high)
-
-
-def _dppo(
-    log_probs: jax.Array,
-    old_log_probs: jax.Array,
-    advantages: jax.Array,
-    mask: jax.Array,
-    keep: jax.Array,
-    weights: jax.Array | float,
-    cap: ScalarLike,
-    aggregate: jaxppo.Aggregator,
-) -> Loss:
-    x = jaxppo.log_ratio(log_probs, old_log_probs, mask)
-    loss = jaxppo.cispo(log_probs, x, advantages, mask, high=cap)
-    loss = jnp.where(keep, loss * weights, 0)
-    return aggregate(loss, mask), _metrics(x, mask, ~keep, keep & (jnp.exp(x) > cap))
 
 
 def gspo(
@@ -128,7 +97,7 @@ def gspo(
     weights: jax.Array | float = 1.0,
     clip_eps: ScalarLike = 0.2,
     clip_eps_high: ScalarLike | None = None,
-    aggregate: jaxppo.Aggregator = seq_mean_token_mean,
+    aggregate: jaxppo.Aggregator = jaxppo.sequence_mean,
 ) -> Loss:
     """GSPO in the token form: the sequence's ratio, each token's own gradient.
 
@@ -194,7 +163,7 @@ def reinforce(
     mask: jax.Array,
     *,
     weights: jax.Array | float = 1.0,
-    aggregate: jaxppo.Aggregator = seq_mean_token_sum,
+    aggregate: jaxppo.Aggregator = jaxppo.sequence_sum,
 ) -> Loss:
     """-w A log pi, with constant weights: bypass mode's policy gradient.
 
@@ -339,6 +308,25 @@ def dro(
     loss = jaxppo.policy_gradient(log_probs, advantages, mask) + beta * jaxppo.kl_k2(x)
     metrics: Metrics = {"actor/ppo_kl": _mean(jaxppo.approx_kl_k1(x), mask)}
     return aggregate(loss * weights, mask), metrics
+
+
+def _dppo(
+    log_probs: jax.Array,
+    old_log_probs: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    divergence: jax.Array,
+    weights: jax.Array | float,
+    bounds: tuple[ScalarLike, ScalarLike | None, ScalarLike],
+    aggregate: jaxppo.Aggregator,
+) -> Loss:
+    low, high, cap = bounds
+    plain = jaxppo.log_ratio(log_probs, old_log_probs, mask, max_abs=math.inf)
+    keep = jaxppo.trust_region_mask(plain, advantages, divergence, low=low, high=high)
+    x = jaxppo.log_ratio(log_probs, old_log_probs, mask)
+    loss = jaxppo.cispo(log_probs, x, advantages, mask, high=cap)
+    loss = jnp.where(keep, loss * weights, 0)
+    return aggregate(loss, mask), _metrics(x, mask, ~keep, keep & (jnp.exp(x) > cap))
 
 
 def _clipped(
