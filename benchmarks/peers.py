@@ -32,7 +32,7 @@ def heads() -> tuple[dict[str, Callable], dict[str, str]]:
 
 
 def version_of(package: str) -> str:
-    """None if it is on the path without having been installed."""
+    """Empty if it is on the path without having been installed."""
     try:
         return version(package)
     except PackageNotFoundError:

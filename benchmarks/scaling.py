@@ -6,7 +6,7 @@
 
 Nothing is allocated and no device has to be there: the real `update` and `sample` of
 examples/llm are compiled for shapes alone. It needs the target's plugin, as
-tests/compiled does, and examples/ on PYTHONPATH.
+tests/compiled does.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,6 +26,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu looks for a cloud
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples"))
 
 import jax
 import jax.numpy as jnp

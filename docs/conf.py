@@ -3,7 +3,7 @@
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent / "_ext"))
+sys.path.extend(str(pathlib.Path(__file__).parent / part) for part in ("", "_ext"))
 
 import jaxppo
 

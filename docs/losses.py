@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGE = DOCS / "losses.md"
 VALUES = ROOT / "tests/data/reference_values.json"
+# LaTeX by the name of what it defines.
 FORMULAS = tomllib.loads((DOCS / "formulas.toml").read_text("utf-8"))
 # A page each: its file, its title, the files of jaxppo/ that it shows.
 FAMILIES = {
@@ -143,6 +144,12 @@ PULL = """\
 *Pull* is what the optimiser sees of a token: minus the loss's derivative by log pi, at
 ratios {ratios} and the defaults shown. Where it is 0, the term
 has let go of the token. (pi_old is 0.3; the sequence is that token.)
+"""
+AGREE = """\
+## Who agrees with whom
+
+Same loss and same gradient, to 1e-5, on the inputs of
+`tests/data/reference_values.json`, as each system's own code computes them.
 """
 RATIOS = (0.5, 0.9, 1.0, 1.1, 2.0)
 SIGNS = "+1", "-1"
@@ -335,14 +342,7 @@ def index() -> str:
         terms = ", ".join(f"`{x.__name__}`" for x in members(rooms))
         out += [row([f"[{title}](losses/{family}.md)", terms])]
     out += ["\n## Compositions\n", COMPOSITIONS]
-    out += [
-        "## Who agrees with whom\n",
-        "Same loss and same gradient, to 1e-5, on the ",
-    ]
-    out[-1] += (
-        "inputs of\n`tests/data/reference_values.json`, as each system's own code "
-    )
-    out[-1] += "computes them.\n"
+    out += [AGREE]
     out += [row(["loss", "sum of abs(gradient)", "the same"]), row(["---"] * 3)]
     out += [*classes(), "", TREE.format("\n".join(f"losses/{x}" for x in FAMILIES))]
     return "\n".join(out)

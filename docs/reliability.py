@@ -7,14 +7,13 @@ import pathlib
 import re
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
+from faults.rows import GROUPS, ROWS, Row
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs/reliability.md"
 FAULTS = ROOT / "tests/faults"
 RESULTS = ROOT / "benchmarks/results"
-sys.path.insert(0, str(ROOT / "tests"))
-
-from faults.rows import GROUPS, ROWS, Row  # noqa: E402
-
 HEAD = """\
 <!-- Written by docs/reliability.py from tests/faults/table.txt: change that. -->
 # What was thrown at it

@@ -1,6 +1,7 @@
 """Examples as a user runs them: in processes of their own, killed and resumed."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +34,15 @@ def run(environment, name, *args, code=0, **how) -> str:
     out, _ = process.communicate(timeout=1800)  # it hangs, if ever
     assert process.returncode == code, out
     return out
+
+
+def pair(environment, name, *args) -> list[subprocess.Popen]:
+    """An example in two processes, which find each other at a port that is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
+    both = [name, address, "--processes=2", *args]
+    return [start(environment, *both, f"--process={i}") for i in range(2)]
 
 
 def kill_at(environment, num_rows: int, delay: float, name, *args) -> None:

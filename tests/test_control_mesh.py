@@ -1,16 +1,16 @@
 """Seeds and environments on a mesh: the run of one device, and each device's share."""
 
 import dataclasses
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 from common import devices
 from control import environments, runs, sharding
-from processes import kept_to, rows, start, wait_for
+from processes import kept_to, pair, rows, wait_for
 
 import jaxppo
 
@@ -123,19 +123,13 @@ def test_two_processes_are_one_device(environment, tmp_path, both):
     flag = lambda name: f"--{name.replace('_', '-')}"
     flags = [flag(k) if v is True else f"{flag(k)}={v}" for k, v in given.items()]
 
-    def pair(*more):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
-        args = ["cartpole", address, "--processes=2", *more]
-        return [start(environment, *args, f"--process={i}") for i in range(2)]
-
+    two = partial(pair, environment, "cartpole")
     out = tmp_path / "run"
-    first = pair(*flags, "--mesh=seeds=2", "--out", out)
+    first = two(*flags, "--mesh=seeds=2", "--out", out)
     with kept_to(first):
         wait_for(out, 2, first)
     assert (out / "checkpoints" / str(STEPS[0])).exists()  # the row after it is there
-    second = pair("--mesh=envs=2", "--resume", out)
+    second = two("--mesh=envs=2", "--resume", out)
     with ThreadPoolExecutor(2) as read, kept_to(second):
         said = list(read.map(lambda p: p.communicate(timeout=900)[0], second))
     assert [process.returncode for process in second] == [0, 0], said

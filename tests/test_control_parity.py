@@ -148,9 +148,6 @@ def test_who_agrees_and_who_does_not(x64):
     )
     together = float(actor.value + critic.value)  # Stoix, on purejaxrl's advantages
     np.testing.assert_allclose(together, totals["purejaxrl"], rtol=1e-12)
-    halved = totals["sb3"] - 0.35 * squared(VALUES)
-    whole = surrogate(normalised(1), 0.15) + 0.35 * squared(VALUES) - 0.02 * H
-    np.testing.assert_allclose(halved, whole, rtol=1e-12)
 
 
 def test_metrics_under_the_systems_names(x64):
@@ -275,11 +272,3 @@ def test_padding_has_no_influence(system):
     kept = {k: jnp.asarray(x[np.asarray(mask)]) for k, x in per_step.items()}
     alone = recipe(**kept, **rest)[0].value
     np.testing.assert_allclose(clean[0], alone, rtol=1e-5)
-
-
-def test_live_rlax():
-    rlax = pytest.importorskip("rlax", reason="rlax is not installed")
-    ratio, advantages = jnp.float32(RATIO), jnp.float32(normalised(0))
-    theirs = rlax.clipped_surrogate_pg_loss(ratio, advantages, 0.15)
-    ours = surrogate(normalised(0), 0.15)
-    np.testing.assert_allclose(theirs, ours, rtol=1e-5)

@@ -42,12 +42,6 @@ LIMIT["MountainCar-v0"] = 200
 all_environments = pytest.mark.parametrize("name", OURS)
 
 
-@pytest.fixture(autouse=True)
-def strict_promotion():
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
-
-
 def random_action(rng, name):
     """A random action for us (out of bounds too), and the same one for gymnasium."""
     num_actions = OURS[name]().num_actions

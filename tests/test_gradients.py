@@ -9,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ARRAYS, PUBLIC, each_case, gradient, jitted_gradient, mix
+from cases import ARRAYS, PUBLIC, gradient, jitted_gradient, mix
 from jax.sharding import AxisType, PartitionSpec
 
 import jaxppo
 
 STEP = 1e-4
+DIFFERENTIATED = [case for case in ARRAYS if case.grads]
+each_differentiated_case = pytest.mark.parametrize("case", DIFFERENTIATED, ids=str)
 
 
 def difference(f, x):
@@ -36,7 +38,7 @@ def difference(f, x):
     return out
 
 
-@pytest.mark.parametrize("case", [case for case in ARRAYS if case.grads], ids=str)
+@each_differentiated_case
 def test_gradients_are_the_oracles_derivatives(case, x64):
     inputs = case.inputs(0)
     grads = jitted_gradient(case)(**inputs)
@@ -52,7 +54,7 @@ def test_gradients_are_the_oracles_derivatives(case, x64):
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9, err_msg=name)
 
 
-@each_case
+@pytest.mark.parametrize("case", [case for case in ARRAYS if case.constants], ids=str)
 def test_constants_have_no_gradient(case):
     grads = jitted_gradient(case)(**case.inputs(0, np.float32))
     for name in case.constants.split():
@@ -87,7 +89,6 @@ NO_GRADIENT = {  # choices, weights and diagnostics, constant; and what takes no
     *("varied_groups",),
 }
 ELSEWHERE = {"linear_policy_loss"}  # its own differences are in test_head.py
-DIFFERENTIATED = [case for case in ARRAYS if case.grads]
 
 
 def test_every_function_is_differentiated_or_has_no_gradient():
@@ -96,13 +97,7 @@ def test_every_function_is_differentiated_or_has_no_gradient():
     assert compared | NO_GRADIENT | ELSEWHERE == set(PUBLIC)
 
 
-@pytest.mark.parametrize("case", [c for c in ARRAYS if not c.grads], ids=str)
-def test_what_has_no_gradient_has_none(case):
-    for grad in jitted_gradient(case)(**case.inputs(0, np.float32)).values():
-        np.testing.assert_array_equal(grad, 0)
-
-
-@pytest.mark.parametrize("case", DIFFERENTIATED, ids=str)
+@each_differentiated_case
 def test_gradients_under_transforms(case, unchecked):
     """A scan over remat over eight devices over vmap of them: as one by one."""
     devices, each = 8, 2
@@ -134,7 +129,7 @@ def test_gradients_under_transforms(case, unchecked):
 ONCE = {"selective_log_softmax"}  # as its documentation says
 
 
-@pytest.mark.parametrize("case", DIFFERENTIATED, ids=str)
+@each_differentiated_case
 def test_second_derivatives(case, x64, unchecked):
     """Along a direction: the difference of gradients; or a refusal, as documented."""
     name = case.grads.split()[0]

@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 from parity.comparison import batch, read
 
-import jaxppo
-
 ROOT = Path(__file__).parents[1]
 PAGES = {path.stem: path for path in sorted(ROOT.glob("docs/guides/from_*.md"))}
 RECORDED = read(ROOT / "tests/data/reference_values.json")
@@ -111,4 +109,3 @@ def test_recorded_names_are_spelt_right():
         assert "/" not in same.partition("(")[0] or same in RECORDED["outputs"], theirs
     assert {page for page, *_ in ROWS} == set(PAGES) and len(PAGES) == 6
     assert sum(same in RECORDED["outputs"] for *_, same in ROWS) >= 60
-    assert jaxppo.recipes

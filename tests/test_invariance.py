@@ -208,21 +208,15 @@ def test_axis_name_of_a_replicated_batch_is_refused():
 @pytest.mark.parametrize(("minibatches", "place"), [(1, "jit"), (4, "jit"), (1, "map")])
 def test_whole_update_on_eight_devices(minibatches, place):
     """Epochs of minibatches, optimiser, guards and metrics, as on one device."""
-    learner = jaxppo.learner(
+    of = partial(
+        jaxppo.learner,
         LOSSES["token_mean"],
         optax.sgd(0.3),  # Adam would blow the rounding of small gradients up
         num_epochs=2,
         num_minibatches=minibatches,
         minibatch_target_kl=5.0,
-        axis_name="data" if place == "map" else None,
     )
-    alone = jaxppo.learner(
-        LOSSES["token_mean"],
-        optax.sgd(0.3),
-        num_epochs=2,
-        num_minibatches=minibatches,
-        minibatch_target_kl=5.0,
-    )
+    alone, learner = of(), of(axis_name="data" if place == "map" else None)
     key = jax.random.key(4)
     state, metrics = jax.jit(alone.update)(alone.init(params_of(1)), batch_of(0), key)
     expected = (state.params, state.step, jaxppo.finalize(metrics))
@@ -239,7 +233,7 @@ def test_whole_update_on_eight_devices(minibatches, place):
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, -1e9])
+@pytest.mark.parametrize("junk", [np.inf, -np.inf, -1e9])  # NaN is in each batch
 def test_padding(loss_fn, expected, junk):
     batch = batch_of(0)
     for name in ("old_log_probs", "returns"):
@@ -271,8 +265,7 @@ def test_counting_pass_costs_no_forward_pass():
     batch = {"x": jnp.ones((8, 4, width)), "mask": jnp.ones((8, 4), bool)}
 
     def flops(f, *args):
-        (cost,) = [jax.jit(f).lower(*args).compile().cost_analysis()]
-        return (cost[0] if isinstance(cost, list) else cost)["flops"]
+        return jax.jit(f).lower(*args).compile().cost_analysis()["flops"]
 
     forward = flops(
         lambda p, b: loss_fn(p, b)[0], params, jax.tree.map(lambda x: x[:4], batch)

@@ -3,13 +3,11 @@
 from functools import partial
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxppo
@@ -141,25 +139,6 @@ def test_prepare_sees_a_whole_minibatch(microbatches):
         for each in (learner, inside)
     )
     chex.assert_trees_all_close(out, wanted, rtol=2e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "counts", [dict(num_minibatches=5), dict(num_minibatches=2, num_microbatches=7)]
-)
-def test_parts_divide_the_rows(counts):
-    learner = jaxppo.learner(loss_fn, optax.sgd(0.05), **counts)
-    message = (
-        r"learner.*: .*does not divide the batch's \d+ rows; use a divisor, or pad"
-    )
-    with pytest.raises(ValueError, match=message):
-        learner.update(learner.init(params_of()), batch_of(), jax.random.key(0))
-
-
-def test_without_key_where_rows_are_shuffled():
-    learner = jaxppo.learner(loss_fn, optax.sgd(0.05), num_minibatches=2)
-    message = "`key` is None, but num_minibatches = 2 shuffles the rows; pass a"
-    with pytest.raises(ValueError, match=message):
-        learner.update(learner.init(params_of()), batch_of())
 
 
 def test_without_key_where_nothing_is_shuffled():
@@ -525,74 +504,6 @@ def test_traced_once():
     assert state.step > 0
 
 
-def networks():
-    """The same two-layer network, four times: (params, apply)."""
-    a, b, c = (
-        jnp.asarray(0.5 * np.random.RandomState(i).randn(*shape), jnp.float32)
-        for i, shape in enumerate([(SIZE, 8), (8, 2), (8, 1)])
-    )
-
-    def plain(params, obs):
-        hidden = jnp.tanh(obs @ params["a"])
-        return hidden @ params["b"], (hidden @ params["c"])[:, 0]
-
-    class Linen(nn.Module):
-        @nn.compact
-        def __call__(self, obs):
-            hidden = jnp.tanh(nn.Dense(8, use_bias=False, name="a")(obs))
-            values = nn.Dense(1, use_bias=False, name="c")(hidden)[:, 0]
-            return nn.Dense(2, use_bias=False, name="b")(hidden), values
-
-    class Nnx(nnx.Module):
-        def __init__(self, rngs):
-            self.a = nnx.Linear(SIZE, 8, use_bias=False, rngs=rngs)
-            self.b = nnx.Linear(8, 2, use_bias=False, rngs=rngs)
-            self.c = nnx.Linear(8, 1, use_bias=False, rngs=rngs)
-
-        def __call__(self, obs):
-            hidden = jnp.tanh(self.a(obs))
-            return self.b(hidden), self.c(hidden)[:, 0]
-
-    linen = {
-        "params": {k: {"kernel": v} for k, v in zip("abc", (a, b, c), strict=True)}
-    }
-    model = Nnx(nnx.Rngs(0))
-    for layer, kernel in ((model.a, a), (model.b, b), (model.c, c)):
-        layer.kernel[...] = kernel
-    graph, state = nnx.split(model, nnx.Param)
-    return {
-        "plain": ({"a": a, "b": b, "c": c}, plain),
-        "linen": (linen, Linen().apply),
-        "nnx": (state, lambda params, obs: nnx.merge(graph, params)(obs)),
-    }
-
-
-@pytest.mark.parametrize("framework", ["linen", "nnx"])
-def test_frameworks(framework):
-    """Flax NNX and Linen train like a plain pytree, step for step."""
-
-    def train(params, apply):
-        learner = jaxppo.learner(
-            lambda p, batch: loss_of(*apply(p, batch["obs"]), batch),
-            optax.chain(optax.clip_by_global_norm(0.5), ADAM),
-            num_epochs=2,
-            num_minibatches=3,
-        )
-        update = jax.jit(learner.update)
-        return update(learner.init(params), batch_of(), jax.random.key(0))
-
-    all_networks = networks()
-    plain, metrics = train(*all_networks["plain"])
-    state, their_metrics = train(*all_networks[framework])
-    for ours, theirs in zip(
-        jax.tree.leaves(plain.params), jax.tree.leaves(state.params), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-    chex.assert_trees_all_close(
-        jaxppo.finalize(metrics), jaxppo.finalize(their_metrics), rtol=1e-5, atol=1e-6
-    )
-
-
 def test_merging_metrics():
     a, b = (
         jaxppo.Mean(jnp.array(3.0), jnp.array(1.0)),
@@ -601,9 +512,6 @@ def test_merging_metrics():
     assert (a + b).value == sum([a, b]).value == 2.0
     assert (0.5 * a).value == (a * 0.5).value == 1.5 and (a * 0.5).count == 1
     assert jaxppo.Mean(jnp.array(7.0), jnp.array(0.0)).value == 7.0
-    for wrong in (lambda: 3 + a, lambda: a + 1.0, lambda: a * b):
-        with pytest.raises(TypeError):
-            wrong()
     high, low = jaxppo.Max(jnp.array(2.0)), jaxppo.Max(jnp.array(-2.0))
     assert (high + low).value == (low + high).value == 2
     high, low = jaxppo.Min(jnp.array(2.0)), jaxppo.Min(jnp.array(-2.0))
@@ -672,7 +580,11 @@ def test_reducing_stacked_metrics(kind):
         (
             lambda: run(num_minibatches=5),
             ValueError,
-            ["num_minibatches", "5", "24 rows", "25 rows"],
+            [
+                "num_minibatches",
+                "does not divide the batch's 24 rows; use a",
+                "25 rows",
+            ],
         ),
         (
             lambda: run(num_minibatches=2, num_microbatches=5),
@@ -682,7 +594,10 @@ def test_reducing_stacked_metrics(kind):
         (
             lambda: run(num_minibatches=2, seed=None),
             ValueError,
-            ["key", "jax.random.key"],
+            [
+                "`key` is None, but num_minibatches = 2 shuffles the rows",
+                "jax.random.key",
+            ],
         ),
         (
             lambda: run(batch=batch_of() | {"obs": jnp.ones((23, SIZE))}),

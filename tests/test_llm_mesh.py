@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import socket
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 from common import folders
 from common.checkpoints import Checkpoints
 from llm import runs, tiny, weights
-from processes import kept_to, rows, start, wait_for
+from processes import kept_to, pair, rows, wait_for
 from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.usefixtures("relaxed")
@@ -147,23 +147,17 @@ def test_two_processes_are_one_device(environment, tmp_path, one_device):
     out = tmp_path / "run"
     given = {k: v for k, v in vars(SMALL).items() if v != getattr(runs.Options(), k)}
     options = [f"--{k.replace('_', '-')}={v}" for k, v in given.items()]
-    options += ["--mesh=fsdp=4,tensor=2", "--processes=2"]
+    options += ["--mesh=fsdp=4,tensor=2"]
     four = "--xla_force_host_platform_device_count=4"
     few_threads = "--xla_cpu_multi_thread_eigen=false"  # as in conftest.py
     env = environment | {"XLA_FLAGS": f"{four} {few_threads}"}
 
-    def pair(*more):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
-        args = [*options, address, *more]
-        return [start(env, "train_llm", f"--process={i}", *args) for i in range(2)]
-
-    first = pair("--out", out)
+    two = partial(pair, env, "train_llm", *options)
+    first = two("--out", out)
     with kept_to(first):
         wait_for(out, 2, first)
     assert (out / "checkpoints" / "1").exists()  # the row after it is there
-    second = pair("--resume", out)
+    second = two("--resume", out)
     with ThreadPoolExecutor(2) as read, kept_to(second):
         said = list(read.map(lambda p: p.communicate(timeout=1800)[0], second))
     assert [process.returncode for process in second] == [0, 0], said

@@ -118,10 +118,6 @@ def summaries(x, mask):
     return means | dict(max=jaxppo.ratio_max(x, mask), min=jaxppo.ratio_min(x, mask))
 
 
-def merge(parts):
-    return {name: sum(part[name] for part in parts) for name in parts[0]}
-
-
 @lawful
 @given(numbers(), masks, hnp.arrays(bool, (ROWS, 1)), masks)
 def test_parts_add_up_to_the_whole(x, mask, rows, some):

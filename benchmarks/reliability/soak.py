@@ -20,22 +20,23 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+sys.path.extend(
+    str(pathlib.Path(__file__).parents[2] / part) for part in ("benchmarks", "examples")
+)
+import jax
+import jax.numpy as jnp
 import matplotlib
 import measure
 import numpy as np
-import tyro
-from tqdm import tqdm
-
-matplotlib.use("Agg")
-import jax
-import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import optax
+import tyro
+from common.checkpoints import Checkpoints
+from tqdm import tqdm
 
 import jaxppo
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
-from common.checkpoints import Checkpoints
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 LOOKS = 100  # of how many times things are looked at
 WARM = 0.2  # of a run, before memory and time are held to be settled

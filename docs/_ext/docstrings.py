@@ -4,23 +4,15 @@ Formulas come from docs/formulas.toml, names in backticks become links, and char
 that mean something to reStructuredText are escaped. It runs before napoleon.
 """
 
-import pathlib
 import re
-import tomllib
 
+from losses import FORMULAS
 from sphinx.application import Sphinx
 
 import jaxppo
 
-DOCS = pathlib.Path(__file__).parents[1]
-FORMULAS = DOCS / "formulas.toml"
 PUBLIC = {name for name in vars(jaxppo) if name[0] != "_"} - {"recipes"}
 SECTION = re.compile(r"^(Args|Returns|Raises|Attributes|Example):$", re.MULTILINE)
-
-
-def formulas() -> dict[str, str]:
-    """LaTeX by the name of what it defines."""
-    return tomllib.loads(FORMULAS.read_text("utf-8"))
 
 
 def quoted(code: str) -> str:
@@ -86,9 +78,8 @@ def process(
 ) -> None:
     """Autodoc's event: rewrites the lines of one docstring."""
     if name.startswith("jaxppo"):
-        known = formulas()
-        short = name.removeprefix("jaxppo.")
-        lines[:] = converted("\n".join(lines), known.get(short, "")).split("\n")
+        formula = FORMULAS.get(name.removeprefix("jaxppo."), "")
+        lines[:] = converted("\n".join(lines), formula).split("\n")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -4,7 +4,6 @@ does the same at scale."""
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 from common import devices, folders
-from processes import kept_to, rows, run, start, wait_for
+from processes import kept_to, pair, rows, run, start, wait_for
 
 SMALL = ["--total-steps=16000", "--num-envs=4", "--num-evals=7", "--normalise-obs"]
+TWO = ["cartpole", "--mesh=envs=2"]
 SHORT = ["--total-steps=6144", "--num-envs=4", "--num-evals=3", "--normalise-obs"]
 
 
@@ -51,7 +51,7 @@ def test_T09_a_terminated_run_saves_and_leaves(environment, tmp_path, whole):
 
 def test_T09_one_of_two_is_terminated_and_both_leave(environment, tmp_path):
     out = tmp_path / "run"
-    both = pair(environment, *SHORT, "--out", out)
+    both = pair(environment, *TWO, *SHORT, "--out", out)
     with kept_to(both):
         wait_for(out, 1, both)
         both[1].send_signal(signal.SIGTERM)
@@ -64,7 +64,7 @@ def test_T09_one_of_two_is_terminated_and_both_leave(environment, tmp_path):
 def test_T04_one_of_two_is_killed_and_the_other_ends(environment, tmp_path, which):
     """In 100 seconds at most, saying why; the pair resumes."""
     out = tmp_path / "run"
-    both = pair(environment, *SHORT, "--out", out)
+    both = pair(environment, *TWO, *SHORT, "--out", out)
     with kept_to(both):
         wait_for(out, 1, both)
         begin = time.monotonic()
@@ -77,7 +77,7 @@ def test_T04_one_of_two_is_killed_and_the_other_ends(environment, tmp_path, whic
     assert ours or jaxs, said
     if which == 0:
         return
-    again = pair(environment, "--resume", out)
+    again = pair(environment, *TWO, "--resume", out)
     with kept_to(again):
         ends = [x.communicate(timeout=300)[0] for x in again]
         assert [x.returncode for x in again] == [0, 0], ends
@@ -101,14 +101,6 @@ def test_T04_what_ended_the_other_is_said(monkeypatch, capsys, error, network):
     said = "".join(capsys.readouterr())
     assert ("Another process may have ended" in said) == network
     assert str(error) in said and "with --resume" in said
-
-
-def pair(environment, *args):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
-    each = ["cartpole", address, "--processes=2", "--mesh=envs=2", *args]
-    return [start(environment, *each, f"--process={i}") for i in range(2)]
 
 
 def test_T08_on_other_devices(environment, tmp_path, whole):

@@ -1,6 +1,7 @@
 """Rows T01 to T13 that are the library's: steps that must not be taken."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,13 @@ import pytest
 
 import jaxppo
 
-each_dtype = pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 OPTIMISERS = {
     "adam": optax.adam(1e-2),
     "rmsprop": optax.rmsprop(1e-2),
     "clipped": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)),
     "accumulating": optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
 }
+SIZES = list(itertools.product(["bfloat16", "float32"], [1e25, 1e30, -1e30]))
 
 
 def linear(params, batch):
@@ -24,15 +25,15 @@ def linear(params, batch):
     return jaxppo.token_mean(jnp.sum(params["w"]) * batch), {}
 
 
-@each_dtype
-@pytest.mark.parametrize("size", [1e25, 1e30, -1e30, 1e4])
-@pytest.mark.parametrize("name", OPTIMISERS)
-def test_T03_a_finite_gradient_whose_square_is_not(name, size, dtype):
+# Of float16 none that accumulates: what is kept in it overflows later, and is skipped
+# until the run ends.
+LARGE = [(name, dtype, size) for name in OPTIMISERS for dtype, size in SIZES]
+LARGE += [(name, "float16", 1e4) for name in OPTIMISERS if name != "accumulating"]
+
+
+@pytest.mark.parametrize(("name", "dtype", "size"), LARGE)
+def test_T03_a_finite_gradient_whose_square_is_not(name, dtype, size):
     """Adam's second moment would be infinite, and its weight never move again."""
-    if (dtype == "float16") != (abs(size) < 1e5):
-        return
-    if (name, dtype) == ("accumulating", "float16"):
-        return  # what is kept in float16 overflows later: skipped, until the run ends
     learner = jaxppo.learner(linear, OPTIMISERS[name])
     update = jax.jit(learner.update)
     before = learner.init({"w": jnp.ones(3, dtype)})

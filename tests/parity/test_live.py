@@ -16,15 +16,14 @@ import numpy as np
 import pytest
 
 import jaxppo
+from parity import comparison
+from parity.live import inputs, systems
 
 NEEDED = "torch verl openrlhf trl liger_kernel areal torchrl tunix rlax".split()
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if MISSING:
     reason = f"not installed: {', '.join(MISSING)}; `python3 run.py test-live` does"
     pytest.skip(reason, allow_module_level=True)
-
-from parity import comparison  # noqa: E402
-from parity.live import inputs, systems  # noqa: E402
 
 # Another one for each run, but the same one for all of a run's workers.
 RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or uuid.uuid4().hex
