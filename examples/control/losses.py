@@ -110,12 +110,12 @@ def diagnostics(now: Now, rows: Rows, coefs: Coefs) -> dict[str, jaxppo.Metric]:
 
 
 def _whole(
-    recipe: Callable[..., Loss], *old: str
+    recipe: Callable[..., Loss],
+    more: Callable[[Now, Rows, Coefs], dict[str, Any]] = lambda now, rows, coefs: {},
 ) -> Callable[[Now, Rows, Coefs], Loss]:
-    """Of a recipe of the usual form; `old` names what else it takes of the rows."""
+    """Of a recipe of the usual form; `more` is what else it takes."""
 
     def loss(now: Now, rows: Rows, coefs: Coefs) -> Loss:
-        more = {"old_values": rows["values"]} if old else {}
         return recipe(
             now.log_probs,
             rows["log_probs"],
@@ -127,7 +127,7 @@ def _whole(
             clip_eps=coefs.clip_eps,
             value_coef=coefs.value_coef,
             entropy_coef=coefs.entropy_coef,
-            **more,
+            **more(now, rows, coefs),
         )
 
     return loss
@@ -145,7 +145,7 @@ def _torchrl(now: Now, rows: Rows, coefs: Coefs) -> Loss:
         else jaxppo.whiten(advantages, mask),
         rows["values"],
         rows["returns"],
-        rows.get("mask"),
+        mask,
         clip_eps=coefs.clip_eps,
         clip_eps_high=coefs.clip_eps,
         value_coef=coefs.value_coef,
@@ -174,31 +174,18 @@ def _stoix(now: Now, rows: Rows, coefs: Coefs) -> Loss:
     return {"actor": actor, "critic": critic}, metrics | more
 
 
-def _rllib(now: Now, rows: Rows, coefs: Coefs) -> Loss:
-    return recipes.rllib.ppo(
-        now.log_probs,
-        rows["log_probs"],
-        rows["advantages"],
-        rows.get("mask"),
-        values=now.values,
-        returns=rows["returns"],
-        entropy=now.entropy,
-        kl=now.kl,
-        clip_eps=coefs.clip_eps,
-        value_coef=coefs.value_coef,
-        entropy_coef=coefs.entropy_coef,
-        kl_coef=coefs.kl_coef,
-    )
+def _old_values(now: Now, rows: Rows, coefs: Coefs) -> dict[str, Any]:
+    return {"old_values": rows["values"]}
 
 
 _USUAL = {"joint_clip": True, "adam_eps": 1e-5, "clip_eps": 0.2, "value_coef": 0.5}
 SYSTEMS: dict[str, System] = {
     "purejaxrl": System(
-        _whole(recipes.purejaxrl.ppo, "values"),
+        _whole(recipes.purejaxrl.ppo, _old_values),
         _USUAL | {"truncation": "terminal", "anneal": ("learning_rate",)},
     ),
     "cleanrl": System(
-        _whole(recipes.cleanrl.ppo, "values"),
+        _whole(recipes.cleanrl.ppo, _old_values),
         _USUAL | {"truncation": "terminal", "anneal": ("learning_rate",)},
     ),
     "sb3": System(
@@ -217,7 +204,10 @@ SYSTEMS: dict[str, System] = {
         recipes.stoix.standardised,
     ),
     "rllib": System(
-        _rllib,
+        _whole(
+            recipes.rllib.ppo,
+            lambda now, rows, coefs: {"kl": now.kl, "kl_coef": coefs.kl_coef},
+        ),
         {
             **{"max_grad_norm": float("inf"), "adam_eps": 1e-8, "anneal": ()},
             **{"clip_eps": 0.3, "value_coef": 1.0, "entropy_coef": 0.0},
