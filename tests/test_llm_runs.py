@@ -15,7 +15,7 @@ from typing import get_args, get_type_hints
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from llm import options, runs, sharding, tasks, weights
+from llm import options, rollouts, runs, sharding, tasks, weights
 from llm.algorithms import ALGORITHMS
 from llm_models import needs_smollm2
 from llm_rewards import at_times, by_name
@@ -250,7 +250,7 @@ def test_a_longer_prompt_gives_way(monkeypatch):
     many = [tasks.Problem("1 " * n, "") for n in (2, 40, 3)]
     found = tasks.task("digits")._replace(problems=lambda *_: many)
     here = SimpleNamespace(task=found, room=32, tokenizer=runs.tiny.tokenizer())
-    assert runs._Run._problems(here, "", 3, False) == [many[0], many[2], many[0]]
+    assert rollouts.Player.problems(here, "", 3, False) == [many[0], many[2], many[0]]
 
 
 @pytest.mark.usefixtures("relaxed")

@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any, Literal
 
 from common import folders
+from tokenizers import Tokenizer
 
 from .model import Config
+from .tasks import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,4 +133,16 @@ def refuse_parts(o: Options, mesh: Any) -> None:
             f"{o.prompts_per_update} prompts in {parts} minibatches and microbatches "
             f"on {devices} devices of data and fsdp; expected a multiple of "
             f"{parts * devices}: --prompts-per-update {parts * devices}."
+        )
+
+
+def refuse_prompts(o: Options, task: Task, tokenizer: Tokenizer, room: int) -> None:
+    """What would end a run at its first long prompt ends it now."""
+    some = [task.problems("0", 100, held_out) for held_out in (False, True)]
+    texts = [p.prompt for problems in some for p in problems]
+    longest = max(len(tokenizer.encode(text).ids) for text in texts)
+    if longest > room:
+        raise ValueError(
+            f"{o.task} has prompts of {longest} tokens, and there is "
+            f"room for {room}: --max-prompt-tokens {longest} or more."
         )

@@ -14,15 +14,15 @@ import numpy as np
 from common import curves, devices, folders, signals
 from common.checkpoints import Checkpoints
 from flax import nnx
-from jax.experimental import multihost_utils
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import jaxppo
 
-from . import sampler, sharding, tasks, tiny, weights
+from . import rollouts, sharding, tasks, tiny, weights
 from .algorithms import ALGORITHMS
 from .model import Training, is_trained
-from .options import Options, parse, refuse, refuse_parts
+from .options import Options, parse, refuse, refuse_parts, refuse_prompts
 from .scoring import Scorer
 from .training import trainer
 
@@ -51,23 +51,25 @@ def train(options: Options) -> dict[str, float]:
     on_mesh = jax.set_mesh(mesh) if mesh is not None else nullcontext()
     with devices.together(), on_mesh:
         run = _Run(o, mesh)
-        with closing(run.scorer):
+        with closing(run.player.scorer):
             return run.train()
 
 
 class _Run:
     def __init__(self, options: Options, mesh: Any):
-        self.options, self.mesh = o, _ = options, mesh
-        self.task = tasks.task(o.task)
-        source = tiny.source() if o.model == "tiny" else None
-        path = weights.smollm2() if o.model == "smollm2" else Path(o.model)
-        self.source = weights.read(path) if source is None else source
-        self.config, self.tokenizer = self.source.config, self.source.tokenizer
-        given = lambda name: getattr(self.task if getattr(o, name) is None else o, name)
-        self.room, new = given("max_prompt_tokens"), given("max_new_tokens")
-        refuse(o, self.room + new, self.config)
+        self.options, self.mesh, o = options, mesh, options
+        task = tasks.task(o.task)
+        if o.model == "tiny":
+            self.source = tiny.source()
+        else:
+            path = weights.smollm2() if o.model == "smollm2" else o.model
+            self.source = weights.read(path)
+        config, tokenizer = self.source.config, self.source.tokenizer
+        given = lambda name: getattr(task if getattr(o, name) is None else o, name)
+        room, new = given("max_prompt_tokens"), given("max_new_tokens")
+        refuse(o, room + new, config)
         refuse_parts(o, mesh)
-        self._refuse_prompts()
+        refuse_prompts(o, task, tokenizer, room)
         self.training = Training(
             layers=o.train_layers,
             lora_rank=o.lora_rank,
@@ -75,14 +77,12 @@ class _Run:
             dtype=jnp.dtype(o.dtype),
             remat=o.remat,
         )
-        new_key, self.key, self.held_out_key = jax.random.split(
-            jax.random.key(o.seed), 3
-        )
+        keys = jax.random.split(jax.random.key(o.seed), 3)
+        new_key, self.key, self.held_out_key = keys
         graph, params = weights.loaded(self.source, self.training, new_key)
-        trained, frozen = nnx.split_state(
-            params, is_trained(self.config, self.training), ...
-        )
-        ends = (*self.source.end_ids, *_ids_with(self.tokenizer, self.task.stop))
+        of_trained = is_trained(config, self.training)
+        trained, frozen = nnx.split_state(params, of_trained, ...)
+        ends = (*self.source.end_ids, *_ids_with(tokenizer, task.stop))
         dtype = self.training.dtype
         of = trainer(graph, o, dtype=dtype, max_new_tokens=new, end_ids=ends)
         self.frozen = sharding.parameters(mesh, frozen)
@@ -91,16 +91,17 @@ class _Run:
         shapes = jax.eval_shape(of.init, trained)
         places = None if mesh is None else sharding.of_parameters(mesh, shapes)
         self.state = jax.jit(of.init, out_shardings=places)(trained)
-        self.sample = jax.jit(of.sample)
         self.update = jax.jit(of.update, donate_argnums=0)
-        self.scorer = Scorer(self.task.reward, o.reward_seconds)
+        scorer = Scorer(task.reward, o.reward_seconds)
+        sample = jax.jit(of.sample)
+        self.player = rollouts.Player(task, tokenizer, room, sample, scorer, mesh)
         self.main = jax.process_index() == 0
 
     def train(self) -> dict[str, float]:
         o = self.options
         out = folders.folder(o.algorithm, o)
-        kept = dict(options=folders.config(o), keep=2)  # gigabytes each
-        checkpoints = Checkpoints(out / "checkpoints", **kept)
+        config = folders.config(o)
+        checkpoints = Checkpoints(out / "checkpoints", config, keep=2)  # of gigabytes
         done = 0
         if o.resume and (restored := checkpoints.restore(self.state)):
             done, self.state = restored
@@ -153,26 +154,18 @@ class _Run:
         """Samples with their rewards, a key to learn with, and metrics."""
         o, start = self.options, time.perf_counter()
         key, learn_key = jax.random.split(jax.random.fold_in(self.key, index))
-        problems = self._problems(f"{o.seed} {index}", o.prompts_per_update, False)
-        prompts, samples, rewards, scored, _ = self._sampled(problems, key)
-        mask = np.asarray(samples.mask)
-        batch = {
-            **prompts,
-            "completions": samples.tokens,
-            "mask": mask & scored[..., None],
-            "old_log_probs": samples.log_probs,
-            "rewards": rewards,
-            "scored": scored,
-        }
-        if samples.values is not None:
-            batch["old_values"] = samples.values
+        seed, count = f"{o.seed} {index}", o.prompts_per_update
+        rollout = self._play(self.player.problems(seed, count, False), key)
         row = {
-            "reward": _mean(rewards, scored),
-            "length": float(np.mean(np.sum(mask, -1))),
-            "failed_rewards": int(np.sum(~scored)),
+            "reward": rollouts.mean(rollout.rewards, rollout.scored),
+            "length": float(np.mean(np.sum(rollout.samples.mask, -1))),
+            "failed_rewards": int(np.sum(~rollout.scored)),
             "sample_seconds": time.perf_counter() - start,
         }
-        return batch, learn_key, row
+        return rollout.batch(), learn_key, row
+
+    def _play(self, problems: list[tasks.Problem], key: jax.Array) -> rollouts.Rollout:
+        return self.player.play(problems, self.state.params, self.frozen, key)
 
     def _learned(self, batch: dict[str, Any], key: jax.Array) -> dict[str, float]:
         """Learns from them; metrics."""
@@ -182,54 +175,21 @@ class _Run:
         row = {k: float(v) for k, v in jaxppo.finalize(metrics).items()}
         return row | {"update_seconds": time.perf_counter() - start}
 
-    def _problems(self, seed: str, count: int, held_out: bool) -> list[tasks.Problem]:
-        """Those there is room for; a rare, longer one gives way to one of them."""
-        found = self.task.problems(seed, count, held_out)
-        fit = [x for x in found if len(self.tokenizer.encode(x.prompt)) <= self.room]
-        if not fit:
-            raise ValueError(f"no prompt of {count} has room in {self.room} tokens.")
-        return list(islice(cycle(fit), count))
-
-    def _sampled(self, problems: list[tasks.Problem], key: jax.Array) -> Any:
-        """Completions of problems, with their rewards and texts."""
-        texts = [self.tokenizer.encode(p.prompt).ids for p in problems]
-        ids, mask = sampler.padded(texts, self.room)
-        prompts = {"prompts": ids, "prompt_mask": mask}
-        given = sharding.rows(self.mesh, prompts)
-        given = given["prompts"], given["prompt_mask"]
-        samples = self.sample(self.state.params, self.frozen, *given, key)
-        samples = jax.tree.map(sharding.whole, samples)
-        *shape, new = samples.mask.shape
-        kept = zip(
-            samples.tokens.reshape(-1, new), samples.mask.reshape(-1, new), strict=True
-        )
-        words = [self.tokenizer.decode(row[mask].tolist()) for row, mask in kept]
-        answers = [p.answer for p in problems for _ in range(shape[1])]
-        # One process scores: a time limit may strike in one and not in another.
-        rewards, scored = np.zeros(len(words), np.float32), np.zeros(len(words), bool)
-        if self.main:
-            rewards, scored = self.scorer(answers, words)
-        if jax.process_count() > 1:
-            rewards, scored = multihost_utils.broadcast_one_to_all((rewards, scored))
-        return prompts, samples, rewards.reshape(shape), scored.reshape(shape), words
-
     def _judge(self, when: str, out: Path) -> None:
         """The mean reward of held-out problems, and some completions, in a file."""
         o, found, shown = self.options, [], []
-        problems = self._problems(f"{o.seed}", o.eval_prompts, True)
+        problems = self.player.problems(f"{o.seed}", o.eval_prompts, True)
         for i in range(0, o.eval_prompts, o.prompts_per_update):
             # The last are filled up: a batch of another size would compile again.
-            some = [
-                problems[(i + j) % len(problems)] for j in range(o.prompts_per_update)
-            ]
-            key = jax.random.fold_in(self.held_out_key, i)
-            _, _, reward, scored, words = self._sampled(some, key)
-            found.append((reward, scored))
-            shown += zip(some, words[:: o.group_size], reward[:, 0], strict=True)
+            some = list(islice(cycle(problems), i, i + o.prompts_per_update))
+            x = self._play(some, jax.random.fold_in(self.held_out_key, i))
+            found.append((x.rewards, x.scored))
+            firsts = x.texts[:: o.group_size], x.rewards[:, 0]
+            shown += zip(some, *firsts, strict=True)
         rewards, scored = (
             np.concatenate(x)[: o.eval_prompts] for x in zip(*found, strict=True)
         )
-        mean = _mean(rewards, scored)
+        mean = rollouts.mean(rewards, scored)
         samples = [
             {"prompt": p.prompt, "completion": text, "reward": float(reward)}
             for p, text, reward in shown[: o.eval_prompts]
@@ -244,17 +204,6 @@ class _Run:
             last = x["prompt"].splitlines()[-1]
             tqdm.write(f"  {last}{x['completion'].rstrip()!r}  {x['reward']:g}")
 
-    def _refuse_prompts(self) -> None:
-        """What would end a run at its first long prompt ends it now."""
-        some = [self.task.problems("0", 100, held_out) for held_out in (False, True)]
-        texts = [p.prompt for problems in some for p in problems]
-        longest = max(len(self.tokenizer.encode(text).ids) for text in texts)
-        if longest > self.room:
-            raise ValueError(
-                f"{self.options.task} has prompts of {longest} tokens, and there is "
-                f"room for {self.room}: --max-prompt-tokens {longest} or more."
-            )
-
     def _leave(self, out: Path, rows: list[dict[str, float]]) -> None:
         """The policy, for transformers and for `--model`, and the picture."""
         both = jax.tree.map(sharding.whole, (self.state.params, self.frozen))
@@ -262,7 +211,7 @@ class _Run:
         if not self.main:
             return
         ends = self.source.end_ids
-        args = self.config, self.training, params, self.tokenizer, ends
+        args = self.source.config, self.training, params, self.source.tokenizer, ends
         weights.export(out / "policy", *args)
         if rows:
             self._draw(rows, out / "curves.png")
@@ -279,12 +228,7 @@ class _Run:
         figure.savefig(path, dpi=120)
 
 
-def _mean(rewards: np.ndarray, scored: np.ndarray) -> float:
-    """Of the samples that have one."""
-    return float(np.mean(rewards[scored])) if np.any(scored) else 0.0
-
-
-def _ids_with(tokenizer: Any, text: str) -> tuple[int, ...]:
+def _ids_with(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     """Tokens that contain a text: any of them ends a completion."""
     ids = range(tokenizer.get_vocab_size())
     return tuple(i for i in ids if text in tokenizer.decode([i]))
