@@ -22,7 +22,8 @@ def curve(name: str, rows: list[dict[str, Any]], goal: float, path: Path) -> Non
     figure = curves.draw(steps, dict(zip(names, found, strict=True)))
     main, seeds = figure.axes[0], len(rows[0]["eval_return"])
     main.axhline(goal, color="tab:red", lw=1, ls="--")
-    main.annotate(f"goal {goal:g}", (0, goal), color="tab:red", fontsize=9, va="bottom")
+    at = steps[0], goal  # in sight, however short the run
+    main.annotate(f"goal {goal:g}", at, color="tab:red", fontsize=9, va="bottom")
     main.set_title(
         f"{name}: mean return of 100 fresh episodes"
         + (f", median and quartiles of {seeds} seeds" if seeds > 1 else ""),

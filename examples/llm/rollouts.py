@@ -16,21 +16,13 @@ from .tasks import Problem, Task
 
 
 class Rollout(NamedTuple):
-    """Completions of problems, whole in every process.
+    """Completions of problems, whole in every process."""
 
-    Attributes:
-        prompts: `prompts` and `prompt_mask`, (prompts, time).
-        samples: of each, `(prompts, samples, new)`.
-        texts: the samples', one after another.
-        rewards: (prompts, samples); 0 where there is none.
-        scored: where there is one.
-    """
-
-    prompts: dict[str, np.ndarray]
-    samples: sampler.Samples
-    texts: list[str]
-    rewards: np.ndarray
-    scored: np.ndarray
+    prompts: dict[str, np.ndarray]  # `prompts` and `prompt_mask`, (prompts, time)
+    samples: sampler.Samples  # (prompts, samples, new)
+    texts: list[str]  # of the samples, one after another
+    rewards: np.ndarray  # (prompts, samples); 0 where there is none
+    scored: np.ndarray  # where there is one
 
     def batch(self) -> dict[str, Any]:
         """What is learned from."""

@@ -10,17 +10,7 @@ from matplotlib.figure import Figure
 
 import jaxppo
 
-from .panels import (
-    GREEN,
-    GREY,
-    STYLES,
-    Axis,
-    Curve,
-    curve,
-    guides,
-    headline,
-    pairs,
-)
+from .panels import GREEN, GREY, STYLES, Axis, Curve, curve, guides, headline, pairs
 
 VALUES = np.linspace(-1.5, 2.5, 401)
 OLD_VALUE, CLIP_EPS, DELTA = 0.0, 0.5, 0.5
