@@ -16,16 +16,13 @@ from typing import Any
 import control  # before JAX starts: it sets a flag
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import tyro
 from common import folders
 from control import environments
 from control.training import PPO, trainer
+from matplotlib.figure import Figure
 from tqdm import tqdm
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 del control
 
@@ -96,7 +93,7 @@ def draw(returns: np.ndarray, o: Options, path: Path) -> None:
     words = lambda values: [f"{x:g}" for x in values]
     low, middle, high = np.percentile(returns, [25, 50, 75], axis=-1)
     columns = len(o.gae_lambdas)
-    figure = plt.figure(figsize=(11, 7.5), layout="constrained")
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
     above, below = figure.subfigures(2, 1, squeeze=False)[:, 0]
     panels = above.subplots(1, columns, sharey=True, squeeze=False)[0]
     for k, (panel, value) in enumerate(zip(panels, o.gae_lambdas, strict=True)):
@@ -107,10 +104,8 @@ def draw(returns: np.ndarray, o: Options, path: Path) -> None:
             ink = dict(color="white" if median < 300 else "black", ha="center")
             panel.text(j, i, f"{median:.0f}", va="bottom", fontsize=12, **ink)
             panel.text(j, i, quartiles, va="top", fontsize=8, **ink)
-        panel.set_xticks(
-            range(len(o.learning_rates)), map("{:g}".format, o.learning_rates)
-        )
-        panel.set_yticks(range(len(o.clip_ranges)), map("{:g}".format, o.clip_ranges))
+        panel.set_xticks(range(len(o.learning_rates)), words(o.learning_rates))
+        panel.set_yticks(range(len(o.clip_ranges)), words(o.clip_ranges))
         panel.set_xlabel(TITLES["learning_rate"])
         panel.set_title(f"{TITLES['gae_lambda']} {value:g}", fontsize=10, loc="left")
     panels[0].set_ylabel(TITLES["clip_eps"])
@@ -137,7 +132,6 @@ def draw(returns: np.ndarray, o: Options, path: Path) -> None:
         "The best of them, and one thing changed: a dot a seed, and the median"
     )
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def main(o: Options) -> None:

@@ -64,20 +64,12 @@ def learner(options: Options) -> Any:
         reference=options.beta > 0,
         critic=options.loss == "ppo",
     )
+    both: Any = dict(policy_loss_fn=name, num_iterations=2, beta=options.beta)
     if options.loss == "ppo":
-        config = ppo_learner.PPOConfig(
-            policy_loss_fn=name,
-            value_loss_fn="jaxppo",
-            num_iterations=2,
-            beta=options.beta,
-        )
+        config = ppo_learner.PPOConfig(value_loss_fn="jaxppo", **both)
         return ppo_learner.PPOLearner(cluster, config, reward_fns=toy.vowels)
-    config = grpo_learner.GRPOConfig(
-        policy_loss_fn=name,
-        num_generations=options.num_generations,
-        num_iterations=2,
-        beta=options.beta,
-    )
+    group = options.num_generations
+    config = grpo_learner.GRPOConfig(num_generations=group, **both)
     return grpo_learner.GRPOLearner(cluster, config, reward_fns=toy.vowels)
 
 

@@ -23,10 +23,9 @@ def executed(path: Path, seconds: int = 1800) -> tuple[Any, Any]:
     # No clock and no version, so that a diff shows what changed.
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-    notebook.metadata["language_info"] = {"name": "python"}
-    for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = joined(cell.outputs)
+    notebook.metadata["language_info"] = {"name": "python"}
     return notebook, result.error
 
 

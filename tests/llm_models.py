@@ -76,6 +76,24 @@ def config_of(**changes) -> Config:
     return dataclasses.replace(tiny.CONFIG, **changes)
 
 
+GGUF_LAYER = {  # llama.cpp's names, by Hugging Face's
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+GGUF_TOP = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+
+
 def write_gguf(path, source, merges=(), more=(0,)):
     """As llama.cpp's converter does: rotations of neighbours, not of halves."""
     config, writer = source.config, gguf.GGUFWriter(str(path), "llama")
@@ -98,12 +116,12 @@ def write_gguf(path, source, merges=(), more=(0,)):
         writer.add_token_merges(merges)
     writer.add_eos_token_id(1)
     writer.add_array("more", more)
-    for ours, theirs in weights.GGUF_TOP.items():
+    for ours, theirs in GGUF_TOP.items():
         if ours != "lm_head" or not config.tied:
             writer.add_tensor(f"{theirs}.weight", source.tensor(f"{ours}.weight"))
     heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads}
     for layer in range(config.num_layers):
-        for ours, theirs in weights.GGUF_LAYER.items():
+        for ours, theirs in GGUF_LAYER.items():
             x = source.tensor(f"model.layers.{layer}.{ours}.weight")
             if theirs in heads:
                 halves = x.reshape(heads[theirs], 2, -1, x.shape[1])

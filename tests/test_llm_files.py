@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from llm import tiny, weights
+from llm import hugging_face, tiny, weights
 from llm.model import Training, is_trained
 from llm_models import FAMILIES, built, config_of, logits_of, tiny_ids, write_gguf
 
@@ -225,10 +225,10 @@ def test_a_panic_is_an_error(tmp_path):
         raise Panic("index out of bounds")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weights, "_tokenizer", panics)
+        patch.setattr(hugging_face, "_tokenizer", panics)
         with pytest.raises(ValueError, match=f"{folder} is damaged .*Panic: index"):
             weights.read(folder)
-        patch.setattr(weights, "_tokenizer", lambda path: sys.exit(3))
+        patch.setattr(hugging_face, "_tokenizer", lambda path: sys.exit(3))
         with pytest.raises(SystemExit):
             weights.read(folder)
 
@@ -245,7 +245,7 @@ def test_paths_stay_in_their_folder(tmp_path):
     hub = tmp_path / "models--x"
     folder = write_folder(hub / "snapshots" / "1")
     whole = folder / "model.safetensors"
-    names = [name for name in weights._safetensors(folder)]
+    names = [name for name in hugging_face._safetensors(folder)]
     index = folder / "model.safetensors.index.json"
     where = lambda file: index.write_text(
         json.dumps({"weight_map": dict.fromkeys(names, file)})

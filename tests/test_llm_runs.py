@@ -15,7 +15,7 @@ from typing import get_args, get_type_hints
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from llm import pictures, runs, sharding, tasks, weights
+from llm import options, rollouts, runs, sharding, tasks, weights
 from llm.algorithms import ALGORITHMS
 from llm_models import needs_smollm2
 from llm_rewards import at_times, by_name
@@ -57,7 +57,7 @@ def test_smoke(environment, tmp_path, algorithm):
         assert len(report["samples"]) == 4
         assert report["samples"][0].keys() == {"prompt", "completion", "reward"}
     image = plt.imread(out / "curves.png")
-    assert METRICS - {"failed_rewards"} <= pictures.PANELS.keys()
+    assert METRICS - {"failed_rewards"} <= runs.PANELS.keys()
     curves = np.max(np.abs(image[..., :3] - to_rgb("tab:blue")), -1) < 0.02
     assert image.shape[0] > 500 and np.mean(curves) > 1e-3
     assert [x.name for x in (out / "checkpoints").iterdir()] == ["2"]
@@ -119,7 +119,7 @@ def test_the_documented_meshes_divide_their_batches(line):
     names = "prompts-per-update", "num-microbatches"
     found = {name: re.search(rf"--{name} (\d+)", line) for name in names}
     given = {k.replace("-", "_"): int(n[1]) for k, n in found.items() if n}
-    runs._refuse_parts(runs.Options(**given), SimpleNamespace(shape=sizes))
+    options.refuse_parts(runs.Options(**given), SimpleNamespace(shape=sizes))
 
 
 @needs_smollm2
@@ -250,7 +250,7 @@ def test_a_longer_prompt_gives_way(monkeypatch):
     many = [tasks.Problem("1 " * n, "") for n in (2, 40, 3)]
     found = tasks.task("digits")._replace(problems=lambda *_: many)
     here = SimpleNamespace(task=found, room=32, tokenizer=runs.tiny.tokenizer())
-    assert runs._Run._problems(here, "", 3, False) == [many[0], many[2], many[0]]
+    assert rollouts.Player.problems(here, "", 3, False) == [many[0], many[2], many[0]]
 
 
 @pytest.mark.usefixtures("relaxed")

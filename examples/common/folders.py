@@ -7,28 +7,32 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, TypeVar
 
+import jax
 import tyro
 
+from . import devices
 
-class Options(Protocol):
-    """A dataclass of options, two of which say where a run is."""
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where a run takes place; it is the same run anywhere."""
 
-    @property
-    def out(self) -> Path | None:
-        """Folder of a new run."""
-        ...
-
-    @property
-    def resume(self) -> Path | None:
-        """Folder of a run to continue."""
-        ...
+    out: Path | None = None
+    """Folder for everything written; made from the time if not given."""
+    resume: Path | None = None
+    """Folder of a run to continue, exactly, from its last checkpoint."""
+    coordinator: str | None = None
+    """Address of process 0, such as 10.0.0.1:1234, if there are several."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """Which of them this is."""
 
 
 Chosen = TypeVar("Chosen", bound=Options)
+MACHINE = {*Options.__dataclass_fields__, "mesh", "axes"}  # no part of what a run is
 
 
 def parse(default: Chosen, doc: str, args: list[str] | None = None) -> Chosen:
@@ -67,12 +71,8 @@ def parse(default: Chosen, doc: str, args: list[str] | None = None) -> Chosen:
     for name, value in saved.items():
         if isinstance(getattr(default, name), tuple):
             saved[name] = tuple(value)
-    own = {name: getattr(options, name) for name in set(MACHINE) & set(vars(options))}
+    own = {name: x for name, x in vars(options).items() if name in MACHINE}
     return dataclasses.replace(default, **saved, **own)
-
-
-MACHINE = ("out", "resume", "mesh", "axes", "coordinator", "processes", "process")
-"""Options that say where and on what a run takes place; it is the same run."""
 
 
 def config(options: Any) -> dict[str, Any]:
@@ -84,8 +84,12 @@ def config(options: Any) -> dict[str, Any]:
 
 
 def folder(name: str, options: Options) -> Path:
-    """The folder of the run: the one to resume, or a new one."""
-    return new(name, options) if options.resume is None else options.resume
+    """The one to resume, or a new one, which process 0 makes for all."""
+    out = options.resume or Path()
+    if jax.process_index() == 0:
+        out = options.resume or new(name, options)
+        print(f"writing to {out}/", flush=True)
+    return devices.agreed(out)
 
 
 def new(name: str, options: Any) -> Path:

@@ -30,9 +30,8 @@ def held() -> Iterator[Callable[[], int]]:
         came = number
         for each, handler in before.items():
             signal.signal(each, handler)
-        said = (
-            f"\n{signal.Signals(number).name}: will save, and end, after this step.\n"
-        )
+        name = signal.Signals(number).name
+        said = f"\n{name}: will save, and end, after this step.\n"
         with suppress(OSError):  # a handler must neither raise nor wait for a lock
             os.write(2, said.encode())
 

@@ -52,6 +52,11 @@ class State(NamedTuple):
     time: jax.Array  # int32 steps since the reset
 
 
+def wrapped(angle: jax.Array) -> jax.Array:
+    """The angle, in [-pi, pi)."""
+    return (angle + math.pi) % (2 * math.pi) - math.pi
+
+
 def cartpole(max_steps: int = 500) -> Environment:
     """Gymnasium's CartPole-v1: keep a pole upright by pushing its cart left or right.
 
@@ -109,8 +114,7 @@ def pendulum(max_steps: int = 200) -> Environment:
         del key
         theta, theta_dot = state.physics
         torque = max_torque * jnp.clip(action[0].astype(jnp.float32), -1.0, 1.0)
-        angle = (theta + math.pi) % (2 * math.pi) - math.pi
-        reward = -(angle**2 + 0.1 * theta_dot**2 + 0.001 * torque**2)
+        reward = -(wrapped(theta) ** 2 + 0.1 * theta_dot**2 + 0.001 * torque**2)
 
         theta_dot = theta_dot + (1.5 * gravity * jnp.sin(theta) + 3 * torque) * dt
         theta_dot = jnp.clip(theta_dot, -max_speed, max_speed)
@@ -151,9 +155,6 @@ def acrobot(max_steps: int = 500) -> Environment:
     def ahead(now: tuple, rate: tuple, time: float) -> tuple:
         return tuple(x + time * dx for x, dx in zip(now, rate, strict=True))
 
-    def wrapped(angle: jax.Array) -> jax.Array:
-        return (angle + math.pi) % (2 * math.pi) - math.pi
-
     def observe(physics: jax.Array) -> jax.Array:
         a, b, *speeds = physics
         return jnp.stack([jnp.cos(a), jnp.sin(a), jnp.cos(b), jnp.sin(b), *speeds])
@@ -174,10 +175,8 @@ def acrobot(max_steps: int = 500) -> Environment:
         a, b, *speeds = now
         speeds = (jnp.clip(x, -m, m) for x, m in zip(speeds, max_speeds, strict=True))
         physics = jnp.stack([wrapped(a), wrapped(b), *speeds])
-        state, terminated = (
-            State(physics, state.time + 1),
-            -jnp.cos(a) - jnp.cos(a + b) > 1,
-        )
+        state = State(physics, state.time + 1)
+        terminated = -jnp.cos(a) - jnp.cos(a + b) > 1
         reward = jnp.where(terminated, jnp.float32(0), jnp.float32(-1))
         truncated = state.time >= max_steps
         return Step(state, observe(physics), reward, terminated, truncated)

@@ -5,6 +5,7 @@ clipped, what a time limit means and so on as that system does.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -110,12 +111,12 @@ def diagnostics(now: Now, rows: Rows, coefs: Coefs) -> dict[str, jaxppo.Metric]:
 
 
 def _whole(
-    recipe: Callable[..., Loss], *old: str
+    recipe: Callable[..., Loss],
+    more: Callable[[Now, Rows, Coefs], dict[str, Any]] = lambda now, rows, coefs: {},
 ) -> Callable[[Now, Rows, Coefs], Loss]:
-    """Of a recipe of the usual form; `old` names what else it takes of the rows."""
+    """Of a recipe of the usual form; `more` is what else it takes."""
 
     def loss(now: Now, rows: Rows, coefs: Coefs) -> Loss:
-        more = {"old_values": rows["values"]} if old else {}
         return recipe(
             now.log_probs,
             rows["log_probs"],
@@ -127,7 +128,7 @@ def _whole(
             clip_eps=coefs.clip_eps,
             value_coef=coefs.value_coef,
             entropy_coef=coefs.entropy_coef,
-            **more,
+            **more(now, rows, coefs),
         )
 
     return loss
@@ -145,7 +146,7 @@ def _torchrl(now: Now, rows: Rows, coefs: Coefs) -> Loss:
         else jaxppo.whiten(advantages, mask),
         rows["values"],
         rows["returns"],
-        rows.get("mask"),
+        mask,
         clip_eps=coefs.clip_eps,
         clip_eps_high=coefs.clip_eps,
         value_coef=coefs.value_coef,
@@ -174,55 +175,32 @@ def _stoix(now: Now, rows: Rows, coefs: Coefs) -> Loss:
     return {"actor": actor, "critic": critic}, metrics | more
 
 
-def _rllib(now: Now, rows: Rows, coefs: Coefs) -> Loss:
-    return recipes.rllib.ppo(
-        now.log_probs,
-        rows["log_probs"],
-        rows["advantages"],
-        rows.get("mask"),
-        values=now.values,
-        returns=rows["returns"],
-        entropy=now.entropy,
-        kl=now.kl,
-        clip_eps=coefs.clip_eps,
-        value_coef=coefs.value_coef,
-        entropy_coef=coefs.entropy_coef,
-        kl_coef=coefs.kl_coef,
-    )
+def _old_values(now: Now, rows: Rows, coefs: Coefs) -> dict[str, Any]:
+    return {"old_values": rows["values"]}
 
 
-_USUAL = {"joint_clip": True, "adam_eps": 1e-5, "clip_eps": 0.2, "value_coef": 0.5}
+def _kl_penalty(now: Now, rows: Rows, coefs: Coefs) -> dict[str, Any]:
+    return {"kl": now.kl, "kl_coef": coefs.kl_coef}
+
+
+_USUAL: dict[str, Any] = dict(adam_eps=1e-5, clip_eps=0.2, value_coef=0.5)
+_USUAL |= dict(joint_clip=True, anneal=("learning_rate",))
+_CLEANRL = _USUAL | dict(truncation="terminal")
+_SB3 = _USUAL | dict(anneal=(), entropy_coef=0.0)
+_RLLIB: dict[str, Any] = dict(adam_eps=1e-8, clip_eps=0.3, value_coef=1.0)
+_RLLIB |= dict(max_grad_norm=math.inf, anneal=(), entropy_coef=0.0, kl_target=0.01)
 SYSTEMS: dict[str, System] = {
-    "purejaxrl": System(
-        _whole(recipes.purejaxrl.ppo, "values"),
-        _USUAL | {"truncation": "terminal", "anneal": ("learning_rate",)},
-    ),
-    "cleanrl": System(
-        _whole(recipes.cleanrl.ppo, "values"),
-        _USUAL | {"truncation": "terminal", "anneal": ("learning_rate",)},
-    ),
-    "sb3": System(
-        _whole(recipes.sb3.ppo), _USUAL | {"anneal": (), "entropy_coef": 0.0}
-    ),
-    "sbx": System(
-        _whole(recipes.sbx.ppo),
-        _USUAL | {"joint_clip": False, "anneal": (), "entropy_coef": 0.0},
-    ),
-    "torchrl": System(
-        _torchrl, _USUAL | {"anneal": (), "value_coef": 1.0, "entropy_coef": 0.01}
-    ),
+    "purejaxrl": System(_whole(recipes.purejaxrl.ppo, _old_values), _CLEANRL),
+    "cleanrl": System(_whole(recipes.cleanrl.ppo, _old_values), _CLEANRL),
+    "sb3": System(_whole(recipes.sb3.ppo), _SB3),
+    "sbx": System(_whole(recipes.sbx.ppo), _SB3 | dict(joint_clip=False)),
+    "torchrl": System(_torchrl, _SB3 | dict(value_coef=1.0, entropy_coef=0.01)),
     "stoix": System(
-        _stoix,
-        _USUAL | {"joint_clip": False, "anneal": ("learning_rate",)},
-        recipes.stoix.standardised,
+        _stoix, _USUAL | dict(joint_clip=False), recipes.stoix.standardised
     ),
     "rllib": System(
-        _rllib,
-        {
-            **{"max_grad_norm": float("inf"), "adam_eps": 1e-8, "anneal": ()},
-            **{"clip_eps": 0.3, "value_coef": 1.0, "entropy_coef": 0.0},
-            **{"kl_target": 0.01},
-        },
+        _whole(recipes.rllib.ppo, _kl_penalty),
+        _RLLIB,
         recipes.rllib.normalised,
         recipes.rllib.kl_coef_control,
     ),

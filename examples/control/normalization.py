@@ -46,14 +46,14 @@ def updated(old: Statistics, x: jax.Array, mask: jax.Array | None = None) -> Sta
     )
 
 
-def scaled(x: jax.Array, of: Statistics, bound: float = 10.0) -> jax.Array:
-    """Of mean 0 and variance 1, within the bound, as in Baselines' VecNormalize."""
-    return jnp.clip((x - of.mean) * jax.lax.rsqrt(of.variance + 1e-8), -bound, bound)
+def scaled(x: jax.Array, of: Statistics) -> jax.Array:
+    """Of mean 0 and variance 1, within +-10, as in Baselines' VecNormalize."""
+    return rewards_scaled(x - of.mean, of)
 
 
-def rewards_scaled(x: jax.Array, of: Statistics, bound: float = 10.0) -> jax.Array:
+def rewards_scaled(x: jax.Array, of: Statistics) -> jax.Array:
     """By the deviation alone: their sign stays."""
-    return jnp.clip(x * jax.lax.rsqrt(of.variance + 1e-8), -bound, bound)
+    return jnp.clip(x * jax.lax.rsqrt(of.variance + 1e-8), -10.0, 10.0)
 
 
 def discounted(

@@ -6,36 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import curves
 from PIL import Image, ImageDraw
 
 HEALTH = ("approx_kl", "clip_fraction", "entropy", "explained_variance")
 
 
 def curve(name: str, rows: list[dict[str, Any]], goal: float, path: Path) -> None:
-    """The learning curve, and below it what tells a healthy run from a sick one."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure = plt.figure(figsize=(10, 6.5), layout="constrained")
-    axes = figure.subplot_mosaic("AAAA;BCDE", height_ratios=[3, 1])
+    """The learning curve, of all seeds."""
+    keys = ["eval_return", *HEALTH]
+    names = [key.replace("_", " ") for key in keys]
+    # Another system's loss has other metrics.
+    found = [[row[key] for row in rows] if key in rows[0] else None for key in keys]
     steps = [row["step"] for row in rows]
-    for key, axis in zip(["eval_return", *HEALTH], axes.values(), strict=True):
-        axis.set_title(key.replace("_", " "), fontsize=9, loc="left")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.ticklabel_format(axis="x", style="sci", scilimits=(0, 3))
-        axis.grid(alpha=0.25)
-        if key not in rows[0]:  # another system's loss has other metrics
-            continue
-        values = np.array([row[key] for row in rows])
-        low, middle, high = np.percentile(values, [25, 50, 75], axis=1)
-        axis.plot(steps, middle, color="tab:blue", lw=2 if key == "eval_return" else 1)
-        axis.fill_between(steps, low, high, color="tab:blue", alpha=0.25, lw=0)
-    seeds = len(rows[0]["eval_return"])
-    main = axes["A"]
+    figure = curves.draw(steps, dict(zip(names, found, strict=True)))
+    main, seeds = figure.axes[0], len(rows[0]["eval_return"])
     main.axhline(goal, color="tab:red", lw=1, ls="--")
-    main.annotate(f"goal {goal:g}", (0, goal), color="tab:red", fontsize=9, va="bottom")
+    at = steps[0], goal  # in sight, however short the run
+    main.annotate(f"goal {goal:g}", at, color="tab:red", fontsize=9, va="bottom")
     main.set_title(
         f"{name}: mean return of 100 fresh episodes"
         + (f", median and quartiles of {seeds} seeds" if seeds > 1 else ""),
@@ -43,7 +31,6 @@ def curve(name: str, rows: list[dict[str, Any]], goal: float, path: Path) -> Non
     )
     main.set_xlabel("environment steps")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 SIZE = 240  # of a frame, in points

@@ -5,7 +5,6 @@ random number generator, and `sample`, which makes actions of it, step by step.
 """
 
 from collections.abc import Callable
-from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -84,34 +83,12 @@ def _halves(outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
     return first, second
 
 
-def _normal_noise(size: int, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jax.random.normal(key, (*shape, size))
-
-
-def _normal_sample(
-    split: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
-    outputs: jax.Array,
-    noise: jax.Array,
-) -> jax.Array:
-    mean, log_std = split(outputs)
-    return mean + jnp.exp(log_std) * noise
-
-
 def normal(size: int) -> Policy:
     """Normal, of a spread that no state changes; the environment clips to its bounds.
 
     As in Baselines and CleanRL. What was clipped keeps the log-prob it was drawn with.
     """
-    return Policy(
-        num_outputs=2 * size,
-        num_free=size,
-        noise=partial(_normal_noise, size),
-        sample=partial(_normal_sample, _halves),
-        log_prob=lambda outputs, actions: jaxppo.diagonal_normal(
-            *_halves(outputs), actions
-        ),
-        kl=lambda old, new: jaxppo.normal_kl(*_halves(old), *_halves(new)),
-    )
+    return _normal(size, _halves, jaxppo.diagonal_normal)._replace(num_free=size)
 
 
 def tanh_normal(size: int) -> Policy:
@@ -121,15 +98,28 @@ def tanh_normal(size: int) -> Policy:
         mean, log_std = _halves(outputs)
         return mean, jnp.clip(log_std, -5, 2)
 
+    # The action kept is the one before tanh, which tanh would lose at its ends.
+    return _normal(size, split, jaxppo.tanh_normal)._replace(to_env=jnp.tanh)
+
+
+def _normal(
+    size: int,
+    split: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    log_prob: Callable[..., tuple[jax.Array, jax.Array]],
+) -> Policy:
+    """What the two have in common; `split` makes mean and log std of outputs."""
+
+    def sample(outputs: jax.Array, noise: jax.Array) -> jax.Array:
+        mean, log_std = split(outputs)
+        return mean + jnp.exp(log_std) * noise
+
     return Policy(
         num_outputs=2 * size,
         num_free=0,
-        noise=partial(_normal_noise, size),
-        sample=partial(_normal_sample, split),
-        log_prob=lambda outputs, actions: jaxppo.tanh_normal(*split(outputs), actions),
+        noise=lambda key, shape: jax.random.normal(key, (*shape, size)),
+        sample=sample,
+        log_prob=lambda outputs, actions: log_prob(*split(outputs), actions),
         kl=lambda old, new: jaxppo.normal_kl(*split(old), *split(new)),
-        # The action kept is the one before tanh, which tanh would lose at its ends.
-        to_env=jnp.tanh,
     )
 
 
@@ -145,10 +135,8 @@ def beta(size: int) -> Policy:
             lambda key, a, b: jax.random.beta(key, a, b, (size,)),
             signature="(),(n),(n)->(n)",
         )
-        actions = draw(keys, *split(outputs))
-        return jnp.clip(
-            actions, 1e-6, 1 - 1e-6
-        )  # float32 rounds to the ends, of density 0
+        # Within the ends, which float32 rounds to, and whose density is 0.
+        return jnp.clip(draw(keys, *split(outputs)), 1e-6, 1 - 1e-6)
 
     return Policy(
         num_outputs=2 * size,

@@ -71,31 +71,43 @@ def play(
 
     def step(playing: Playing, drawn: Any) -> tuple[Playing, Rollout]:
         fresh, noise, keys = drawn
-        env_state, obs, first, memory = playing
-        outputs, memory = actor(obs, memory, first)
-        outputs = legal_only(env, obs, outputs)
-        actions = policy.sample(outputs, noise)
-        after = jax.vmap(env.step)(keys, env_state, policy.to_env(actions))
-        bad = broken(obs, after.reward, after.terminated, after.obs)
-        truncated = (after.truncated | bad) & ~after.terminated
-        ended = after.terminated | truncated
-        env_state, obs_after = where(ended, fresh, (after.state, after.obs))
-        seen = Rollout(
-            obs=obs,
-            first=first,
-            outputs=outputs,
-            actions=actions,
-            reward=after.reward,
-            terminated=after.terminated,
-            truncated=truncated,
-            final_obs=after.obs,
-            mask=~bad,
-        )
-        return Playing(env_state, obs_after, ended, memory), seen
+        seen, env_state, memory = _step(env, policy, actor, playing, noise, keys)
+        ended = seen.terminated | seen.truncated
+        env_state, obs = where(ended, fresh, (env_state, seen.final_obs))
+        return Playing(env_state, obs, ended, memory), seen
 
     keys = jax.random.split(env_key, shape)
     playing, seen = jax.lax.scan(step, playing, (fresh, noise, keys))
     return playing, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), seen)
+
+
+def _step(
+    env: Environment,
+    policy: Policy,
+    actor: Actor,
+    playing: Playing,
+    noise: Any,
+    keys: jax.Array,
+) -> tuple[Rollout, Any, Memory]:
+    """A step of all environments, without resets; their states and memories after."""
+    obs = playing.obs
+    outputs, memory = actor(obs, playing.memory, playing.first)
+    outputs = legal_only(env, obs, outputs)
+    actions = policy.sample(outputs, noise)
+    after = jax.vmap(env.step)(keys, playing.env_state, policy.to_env(actions))
+    bad = broken(obs, after.reward, after.terminated, after.obs)
+    seen = Rollout(
+        obs=obs,
+        first=playing.first,
+        outputs=outputs,
+        actions=actions,
+        reward=after.reward,
+        terminated=after.terminated,
+        truncated=(after.truncated | bad) & ~after.terminated,
+        final_obs=after.obs,
+        mask=~bad,
+    )
+    return seen, after.state, memory
 
 
 def broken(
@@ -174,16 +186,13 @@ def evaluate(
     def step(carry: Any) -> Any:
         time, playing, returns, ended = carry
         noise_key, env_key = jax.random.split(jax.random.fold_in(key, time))
-        outputs, memory = actor(playing.obs, playing.memory, playing.first)
-        outputs = legal_only(env, playing.obs, outputs)
-        actions = policy.sample(outputs, policy.noise(noise_key, (num_envs,)))
+        noise = policy.noise(noise_key, (num_envs,))
         keys = jax.random.split(env_key, num_envs)
-        after = jax.vmap(env.step)(keys, playing.env_state, policy.to_env(actions))
-        bad = broken(playing.obs, after.reward, after.terminated, after.obs)
-        ended = ended | bad
-        returns = returns + jnp.where(ended, 0, after.reward)
-        ended = ended | after.terminated | after.truncated
-        playing = Playing(after.state, after.obs, jnp.zeros_like(ended), memory)
+        seen, env_state, memory = _step(env, policy, actor, playing, noise, keys)
+        ended = ended | ~seen.mask
+        returns = returns + jnp.where(ended, 0, seen.reward)
+        ended = ended | seen.terminated | seen.truncated
+        playing = Playing(env_state, seen.final_obs, jnp.zeros_like(ended), memory)
         return time + 1, playing, returns, ended
 
     def going_on(carry: Any) -> jax.Array:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -44,7 +43,7 @@ def on_cpu(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(PPO):
+class Options(folders.Options, PPO):
     """PPO's hyper-parameters, and those of the run."""
 
     seed: int = 0
@@ -53,18 +52,8 @@ class Options(PPO):
     """Independent runs, side by side; the picture shows median and quartiles."""
     num_evals: int = 24
     """How many times at least to evaluate, write metrics and save a checkpoint."""
-    out: Path | None = None
-    """Folder for everything written; made from the time if not given."""
-    resume: Path | None = None
-    """Folder of a run to continue, exactly, from its last checkpoint."""
     mesh: str = ""
     """Devices, such as seeds=2,envs=4; one if not given."""
-    coordinator: str | None = None
-    """Address of process 0, such as 10.0.0.1:1234, if there are several."""
-    processes: int | None = None
-    """How many processes there are."""
-    process: int | None = None
-    """Which of them this is."""
 
 
 Chosen = TypeVar("Chosen", bound=Options)
@@ -99,11 +88,8 @@ def train(name: str, env: Environment, options: Options, goal: float) -> np.ndar
 
 
 def _train(name: str, env: Environment, options: Options, goal: float) -> np.ndarray:
-    main, out = jax.process_index() == 0, Path()  # the others compute, and are silent
-    if main:
-        out = folders.folder(name, options)
-        print(f"writing to {out}/")
-    out = devices.agreed(out)
+    main = jax.process_index() == 0  # the others compute, and are silent
+    out = folders.folder(name, options)
     per_eval = max(1, options.num_updates // options.num_evals)
     steps_per_update = options.num_envs * options.num_steps
     num_updates = per_eval * max(1, options.num_updates // per_eval)

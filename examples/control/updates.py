@@ -160,6 +160,7 @@ def advantages(
 
 
 def batch_advantages(advantages: jax.Array, mask: jax.Array, o: PPO) -> jax.Array:
+    """Those of a whole batch, as the loss is to get them."""
     if o.system != "jaxppo":
         return losses.SYSTEMS[o.system].advantages(advantages, mask)
     if o.normalise == "batch":

@@ -145,10 +145,8 @@ def attention(q: jax.Array, *parts: Part) -> jax.Array:
     for _, v, _ in parts:
         letters, v = ("bskd", v[:, 0]) if v.shape[1] == 1 else ("bgskd", v)
         w = weights[..., start : start + v.shape[-3]]
-        out, start = (
-            out + jnp.einsum(f"bgkrts,{letters}->bgtkrd", w, v),
-            start + v.shape[-3],
-        )
+        out = out + jnp.einsum(f"bgkrts,{letters}->bgtkrd", w, v)
+        start += v.shape[-3]
     return out.reshape(b, g, t, heads * d)
 
 

@@ -1,88 +1,42 @@
 """A run: a model from a file, prompts, rewards, updates, and all that a person sees."""
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import devices, folders, signals
+from common import curves, devices, folders, signals
 from common.checkpoints import Checkpoints
 from flax import nnx
-from jax.experimental import multihost_utils
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import jaxppo
 
-from . import sampler, sharding, tasks, tiny, weights
+from . import rollouts, sharding, tasks, tiny, weights
 from .algorithms import ALGORITHMS
-from .model import Config, Training, is_trained
+from .model import Training, is_trained
+from .options import Options, parse, refuse, refuse_parts, refuse_prompts
 from .scoring import Scorer
-from .training import Hyper, trainer
+from .training import trainer
 
-
-@dataclasses.dataclass(frozen=True)
-class Options(Hyper):
-    """Hyper-parameters, and what else a run is made of."""
-
-    model: str = "smollm2"
-    """smollm2 (or a GGUF of it), tiny (random), or a folder with safetensors."""
-    task: str = "arithmetic"
-    """arithmetic, digits (for random models), or reasoning-gym:NAME."""
-    num_updates: int = 25
-    """Updates to make."""
-    max_prompt_tokens: int | None = None
-    """Prompts are padded to this; the task's if not given."""
-    max_new_tokens: int | None = None
-    """Of a completion; the task's if not given."""
-    eval_prompts: int = 32
-    """Held-out problems that the model is judged by, before and after."""
-    train_layers: int | None = None
-    """Train the last so many layers only."""
-    lora_rank: int = 0
-    """Train low-rank updates of the projections instead of the weights."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; the weights that are trained are float32."""
-    remat: bool = True
-    """Compute layers again for the gradient instead of keeping what they computed."""
-    reward_seconds: float = 10.0
-    """What one sample's reward may take before it is given up."""
-    save_every: int = 10
-    """Updates between checkpoints."""
-    seed: int = 0
-    """Of everything random; the same seed on the same machine gives the same run."""
-    out: Path | None = None
-    """Folder for everything written; made from the time if not given."""
-    resume: Path | None = None
-    """Folder of a run to continue, exactly, from its last checkpoint."""
-    mesh: str = ""
-    """Devices, such as data=2,fsdp=2,tensor=2; one if not given."""
-    axes: Literal["auto", "explicit"] = "auto"
-    """Whether shardings are part of the arrays' types."""
-    coordinator: str | None = None
-    """Address of process 0, such as 10.0.0.1:1234, if there are several."""
-    processes: int | None = None
-    """How many processes there are."""
-    process: int | None = None
-    """Which of them this is."""
-    smoke: bool = False
-    """All of it in a minute: the tiny model, two updates."""
-
-
-def parse(default: Options, doc: str, args: list[str] | None = None) -> Options:
-    """The command line's options; `--smoke` makes small what is not given."""
-    options = folders.parse(default, doc, args)
-    if not options.smoke:
-        return options
-    small: dict[str, Any] = dict(num_updates=2, group_size=4, eval_prompts=4)
-    small |= dict(model="tiny", task="digits")
-    return folders.parse(dataclasses.replace(default, **small), doc, args)
+__all__ = ["Options", "parse", "train"]
+PANELS = {  # what is drawn of a row; the reward large
+    "reward": "mean reward",
+    "length": "length, tokens",
+    "approx_kl": "KL of the update, nats",
+    "ref_kl": "KL to the start, nats",
+    "clip_fraction": "clipped",
+    "entropy": "entropy, nats a token",
+    "grad_norm": "gradient norm",
+    "explained_variance": "explained variance",
+}
 
 
 def train(options: Options) -> dict[str, float]:
@@ -97,23 +51,25 @@ def train(options: Options) -> dict[str, float]:
     on_mesh = jax.set_mesh(mesh) if mesh is not None else nullcontext()
     with devices.together(), on_mesh:
         run = _Run(o, mesh)
-        with closing(run.scorer):
+        with closing(run.player.scorer):
             return run.train()
 
 
 class _Run:
     def __init__(self, options: Options, mesh: Any):
-        self.options, self.mesh = o, _ = options, mesh
-        self.task = tasks.task(o.task)
-        source = tiny.source() if o.model == "tiny" else None
-        path = weights.smollm2() if o.model == "smollm2" else Path(o.model)
-        self.source = weights.read(path) if source is None else source
-        self.config, self.tokenizer = self.source.config, self.source.tokenizer
-        given = lambda name: getattr(self.task if getattr(o, name) is None else o, name)
-        self.room, new = given("max_prompt_tokens"), given("max_new_tokens")
-        _refuse(o, self.room + new, self.config)
-        _refuse_parts(o, mesh)
-        self._refuse_prompts()
+        self.options, self.mesh, o = options, mesh, options
+        task = tasks.task(o.task)
+        if o.model == "tiny":
+            self.source = tiny.source()
+        else:
+            path = weights.smollm2() if o.model == "smollm2" else o.model
+            self.source = weights.read(path)
+        config, tokenizer = self.source.config, self.source.tokenizer
+        given = lambda name: getattr(task if getattr(o, name) is None else o, name)
+        room, new = given("max_prompt_tokens"), given("max_new_tokens")
+        refuse(o, room + new, config)
+        refuse_parts(o, mesh)
+        refuse_prompts(o, task, tokenizer, room)
         self.training = Training(
             layers=o.train_layers,
             lora_rank=o.lora_rank,
@@ -121,30 +77,31 @@ class _Run:
             dtype=jnp.dtype(o.dtype),
             remat=o.remat,
         )
-        new_key, self.key, self.held_out_key = jax.random.split(
-            jax.random.key(o.seed), 3
-        )
+        keys = jax.random.split(jax.random.key(o.seed), 3)
+        new_key, self.key, self.held_out_key = keys
         graph, params = weights.loaded(self.source, self.training, new_key)
-        trained, frozen = nnx.split_state(
-            params, is_trained(self.config, self.training), ...
-        )
-        ends = (*self.source.end_ids, *_ids_with(self.tokenizer, self.task.stop))
+        of_trained = is_trained(config, self.training)
+        trained, frozen = nnx.split_state(params, of_trained, ...)
+        ends = (*self.source.end_ids, *_ids_with(tokenizer, task.stop))
         dtype = self.training.dtype
         of = trainer(graph, o, dtype=dtype, max_new_tokens=new, end_ids=ends)
-        self.frozen = self._placed(frozen)
-        self.ref = self._placed(trained) if o.kl_coef else None
-        trained = self._placed(trained)
-        self.state = self._initial(of.init, trained)
-        self.sample = jax.jit(of.sample)
+        self.frozen = sharding.parameters(mesh, frozen)
+        self.ref = sharding.parameters(mesh, trained) if o.kl_coef else None
+        trained = sharding.parameters(mesh, trained)
+        shapes = jax.eval_shape(of.init, trained)
+        places = None if mesh is None else sharding.of_parameters(mesh, shapes)
+        self.state = jax.jit(of.init, out_shardings=places)(trained)
         self.update = jax.jit(of.update, donate_argnums=0)
-        self.scorer = Scorer(self.task.reward, o.reward_seconds)
+        scorer = Scorer(task.reward, o.reward_seconds)
+        sample = jax.jit(of.sample)
+        self.player = rollouts.Player(task, tokenizer, room, sample, scorer, mesh)
         self.main = jax.process_index() == 0
 
     def train(self) -> dict[str, float]:
         o = self.options
-        out = self._folder()
-        folder, config = out / "checkpoints", folders.config(o)
-        checkpoints = Checkpoints(folder, config, keep=2)  # gigabytes each
+        out = folders.folder(o.algorithm, o)
+        config = folders.config(o)
+        checkpoints = Checkpoints(out / "checkpoints", config, keep=2)  # of gigabytes
         done = 0
         if o.resume and (restored := checkpoints.restore(self.state)):
             done, self.state = restored
@@ -197,96 +154,42 @@ class _Run:
         """Samples with their rewards, a key to learn with, and metrics."""
         o, start = self.options, time.perf_counter()
         key, learn_key = jax.random.split(jax.random.fold_in(self.key, index))
-        problems = self._problems(f"{o.seed} {index}", o.prompts_per_update, False)
-        prompts, samples, rewards, scored, _ = self._sampled(problems, key)
-        mask = np.asarray(samples.mask)
-        batch = {
-            **prompts,
-            "completions": samples.tokens,
-            "mask": mask & scored[..., None],
-            "old_log_probs": samples.log_probs,
-            "rewards": rewards,
-            "scored": scored,
-        }
-        if samples.values is not None:
-            batch["old_values"] = samples.values
+        seed, count = f"{o.seed} {index}", o.prompts_per_update
+        rollout = self._play(self.player.problems(seed, count, False), key)
         row = {
-            "reward": _mean(rewards, scored),
-            "length": float(np.mean(np.sum(mask, -1))),
-            "failed_rewards": int(np.sum(~scored)),
+            "reward": rollouts.mean(rollout.rewards, rollout.scored),
+            "length": float(np.mean(np.sum(rollout.samples.mask, -1))),
+            "failed_rewards": int(np.sum(~rollout.scored)),
             "sample_seconds": time.perf_counter() - start,
         }
-        return batch, learn_key, row
+        return rollout.batch(), learn_key, row
+
+    def _play(self, problems: list[tasks.Problem], key: jax.Array) -> rollouts.Rollout:
+        return self.player.play(problems, self.state.params, self.frozen, key)
 
     def _learned(self, batch: dict[str, Any], key: jax.Array) -> dict[str, float]:
         """Learns from them; metrics."""
         start = time.perf_counter()
-        rows = self._rows(batch)
+        rows = sharding.rows(self.mesh, batch)
         self.state, metrics = self.update(self.state, self.frozen, self.ref, rows, key)
         row = {k: float(v) for k, v in jaxppo.finalize(metrics).items()}
         return row | {"update_seconds": time.perf_counter() - start}
 
-    def _problems(self, seed: str, count: int, held_out: bool) -> list[tasks.Problem]:
-        """Those there is room for; a rare, longer one gives way to one of them."""
-        found = self.task.problems(seed, count, held_out)
-        fit = [x for x in found if len(self.tokenizer.encode(x.prompt)) <= self.room]
-        if not fit:
-            raise ValueError(f"no prompt of {count} has room in {self.room} tokens.")
-        return list(islice(cycle(fit), count))
-
-    def _sampled(self, problems: list[tasks.Problem], key: jax.Array) -> Any:
-        """Completions of problems, with their rewards and texts."""
-        texts = [self.tokenizer.encode(p.prompt).ids for p in problems]
-        ids, mask = sampler.padded(texts, self.room)
-        prompts = {"prompts": ids, "prompt_mask": mask}
-        on_devices = self._rows(prompts)
-        samples = self.sample(
-            self.state.params,
-            self.frozen,
-            on_devices["prompts"],
-            on_devices["prompt_mask"],
-            key,
-        )
-        samples = jax.tree.map(_whole, samples)
-        words = [
-            self.tokenizer.decode(row[kept].tolist())
-            for row, kept in zip(
-                samples.tokens.reshape(-1, samples.tokens.shape[-1]),
-                samples.mask.reshape(-1, samples.mask.shape[-1]),
-                strict=True,
-            )
-        ]
-        shape = samples.mask.shape[:2]
-        answers = [p.answer for p in problems for _ in range(shape[1])]
-        # One process scores: a time limit may strike in one and not in another.
-        if self.main:
-            rewards, scored = self.scorer(answers, words)
-        else:
-            rewards, scored = (
-                np.zeros(len(words), np.float32),
-                np.zeros(len(words), bool),
-            )
-        if jax.process_count() > 1:
-            rewards, scored = multihost_utils.broadcast_one_to_all((rewards, scored))
-        return prompts, samples, rewards.reshape(shape), scored.reshape(shape), words
-
     def _judge(self, when: str, out: Path) -> None:
         """The mean reward of held-out problems, and some completions, in a file."""
         o, found, shown = self.options, [], []
-        problems = self._problems(f"{o.seed}", o.eval_prompts, True)
+        problems = self.player.problems(f"{o.seed}", o.eval_prompts, True)
         for i in range(0, o.eval_prompts, o.prompts_per_update):
             # The last are filled up: a batch of another size would compile again.
-            some = [
-                problems[(i + j) % len(problems)] for j in range(o.prompts_per_update)
-            ]
-            key = jax.random.fold_in(self.held_out_key, i)
-            _, _, reward, scored, words = self._sampled(some, key)
-            found.append((reward, scored))
-            shown += zip(some, words[:: o.group_size], reward[:, 0], strict=True)
+            some = list(islice(cycle(problems), i, i + o.prompts_per_update))
+            x = self._play(some, jax.random.fold_in(self.held_out_key, i))
+            found.append((x.rewards, x.scored))
+            firsts = x.texts[:: o.group_size], x.rewards[:, 0]
+            shown += zip(some, *firsts, strict=True)
         rewards, scored = (
             np.concatenate(x)[: o.eval_prompts] for x in zip(*found, strict=True)
         )
-        mean = _mean(rewards, scored)
+        mean = rollouts.mean(rewards, scored)
         samples = [
             {"prompt": p.prompt, "completion": text, "reward": float(reward)}
             for p, text, reward in shown[: o.eval_prompts]
@@ -301,115 +204,31 @@ class _Run:
             last = x["prompt"].splitlines()[-1]
             tqdm.write(f"  {last}{x['completion'].rstrip()!r}  {x['reward']:g}")
 
-    def _refuse_prompts(self) -> None:
-        """What would end a run at its first long prompt ends it now."""
-        some = [self.task.problems("0", 100, held_out) for held_out in (False, True)]
-        texts = [p.prompt for problems in some for p in problems]
-        longest = max(len(self.tokenizer.encode(text).ids) for text in texts)
-        if longest > self.room:
-            raise ValueError(
-                f"{self.options.task} has prompts of {longest} tokens, and there is "
-                f"room for {self.room}: --max-prompt-tokens {longest} or more."
-            )
-
-    def _folder(self) -> Path:
-        """Process 0 makes it, and tells the others."""
-        out = Path()
-        if self.main:
-            out = folders.folder(self.options.algorithm, self.options)
-            print(f"writing to {out}/", flush=True)
-        return devices.agreed(out)
-
     def _leave(self, out: Path, rows: list[dict[str, float]]) -> None:
         """The policy, for transformers and for `--model`, and the picture."""
-        params = nnx.merge_state(
-            jax.tree.map(_whole, self.state.params), jax.tree.map(_whole, self.frozen)
-        )
+        both = jax.tree.map(sharding.whole, (self.state.params, self.frozen))
+        params = nnx.merge_state(*both)
         if not self.main:
             return
         ends = self.source.end_ids
-        args = self.config, self.training, params, self.tokenizer, ends
+        args = self.source.config, self.training, params, self.source.tokenizer, ends
         weights.export(out / "policy", *args)
-        from .pictures import draw
-
         if rows:
-            draw(
-                f"{self.options.algorithm}, {self.options.task}",
-                rows,
-                out / "curves.png",
-            )
-        for what, name in dict(
-            curves="curves.png", metrics="metrics.jsonl", policy="policy/"
-        ).items():
-            print(f"{what:8} {out / name}")
+            self._draw(rows, out / "curves.png")
+        print(f"curves   {out / 'curves.png'}\nmetrics  {out / 'metrics.jsonl'}")
+        print(f"policy   {out / 'policy'}/")
 
-    # --- arrays and devices ---
-
-    def _placed(self, tree: Any) -> Any:
-        if self.mesh is None:
-            return jax.tree.map(jnp.array, tree)
-        return sharding.placed(tree, sharding.of_parameters(self.mesh, tree))
-
-    def _initial(self, init: Any, trained: Any) -> Any:
-        if self.mesh is None:
-            return jax.jit(init)(trained)
-        shapes = jax.eval_shape(init, trained)
-        places = sharding.of_parameters(self.mesh, shapes)
-        return jax.jit(init, out_shardings=places)(trained)
-
-    def _rows(self, batch: dict[str, Any]) -> dict[str, jax.Array]:
-        if self.mesh is None:
-            return jax.tree.map(jnp.asarray, batch)
-        place = jax.NamedSharding(self.mesh, sharding.ROWS)
-        return {k: sharding.placed(x, place) for k, x in batch.items()}
+    def _draw(self, rows: list[dict[str, float]], path: Path) -> None:
+        found = {PANELS[k]: [row[k] for row in rows] for k in PANELS if k in rows[0]}
+        figure = curves.draw([int(row["update"]) for row in rows], found)
+        main, o = figure.axes[0], self.options
+        title = f"{o.algorithm}, {o.task}: mean reward of the samples of each update"
+        main.set_title(title, loc="left")
+        main.set(ylim=(-0.02, 1.02), xlabel="updates")
+        figure.savefig(path, dpi=120)
 
 
-def _mean(rewards: np.ndarray, scored: np.ndarray) -> float:
-    """Of the samples that have one."""
-    return float(np.mean(rewards[scored])) if np.any(scored) else 0.0
-
-
-def _whole(x: jax.Array) -> np.ndarray:
-    """An array on the host, all of it in every process."""
-    if jax.process_count() > 1 and not x.is_fully_addressable:
-        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
-    return np.asarray(x)
-
-
-def _refuse(o: Options, length: int, config: Config) -> None:
-    if length > config.max_len:
-        raise ValueError(
-            f"prompts and completions of {length} tokens in all, but the model has "
-            f"seen {config.max_len} at most."
-        )
-    if not o.temperature > 0:
-        raise ValueError(
-            f"temperature {o.temperature}: there is no learning from samples that "
-            "leave nothing to chance; expected a number above 0."
-        )
-    if o.top_p is not None and not 0 < o.top_p <= 1:
-        raise ValueError(f"top_p {o.top_p}; expected a number in (0, 1].")
-    if o.top_k is not None and o.top_k > config.vocab_size:
-        raise ValueError(f"top_k {o.top_k}, of {config.vocab_size} tokens.")
-    counts = "num_updates", "prompts_per_update", "group_size", "save_every"
-    for name in ("top_k", "eval_prompts", *counts):
-        if (value := getattr(o, name)) is not None and value < 1:
-            raise ValueError(f"{name} {value}; expected at least 1.")
-
-
-def _refuse_parts(o: Options, mesh: Any) -> None:
-    """Every part of a batch is spread over the mesh, evenly."""
-    devices = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
-    parts = o.num_minibatches * o.num_microbatches
-    if o.prompts_per_update % (parts * devices):
-        raise ValueError(
-            f"{o.prompts_per_update} prompts in {parts} minibatches and microbatches "
-            f"on {devices} devices of data and fsdp; expected a multiple of "
-            f"{parts * devices}: --prompts-per-update {parts * devices}."
-        )
-
-
-def _ids_with(tokenizer: Any, text: str) -> tuple[int, ...]:
+def _ids_with(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     """Tokens that contain a text: any of them ends a completion."""
     ids = range(tokenizer.get_vocab_size())
     return tuple(i for i in ids if text in tokenizer.decode([i]))

@@ -62,7 +62,8 @@ def generate(
     def sample(out: Samples, ended: jax.Array, state: jax.Array, i: jax.Array):
         logits = jnp.einsum(
             "bgd,vd->bgv",
-            *(state[:, :, 0], model.unembed),
+            state[:, :, 0],
+            model.unembed,
             preferred_element_type=jnp.float32,
         )
         shaped = restricted(logits, temperature, top_k, top_p)
@@ -71,13 +72,14 @@ def generate(
             shaped - jax.nn.logsumexp(shaped, -1, keepdims=True), token[..., None], -1
         )[..., 0]
         put = lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 2)
+        values = out.values
+        if values is not None:
+            values = put(values, model.values(state)[..., 0])
         out = Samples(
             put(out.tokens, jnp.where(ended, 0, token).astype(jnp.int32)),
             put(out.mask, ~ended),
             put(out.log_probs, jnp.where(ended, 0, log_prob)),
-            None
-            if out.values is None
-            else put(out.values, model.values(state)[..., 0]),
+            values,
         )
         ends = jnp.isin(token, jnp.asarray(np.array(end_ids, np.int32)))
         return out, ended | ends

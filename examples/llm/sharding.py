@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -77,7 +79,28 @@ def _fitting(mesh: Any, spec: P, x: Any) -> P:
     return P(*(axes if axes and fits(axes, size) else None for axes, size in pairs))
 
 
-def placed(tree: Any, shardings: Any) -> Any:
+def parameters(mesh: Mesh | None, tree: Any) -> Any:
+    """Host arrays as parameters, on one device or over the mesh; always copies."""
+    if mesh is None:
+        return jax.tree.map(jnp.array, tree)
+    return _placed(tree, of_parameters(mesh, tree))
+
+
+def rows(mesh: Mesh | None, batch: dict[str, Any]) -> dict[str, jax.Array]:
+    """Host arrays as a batch, on one device or over the mesh."""
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, batch)
+    return _placed(batch, dict.fromkeys(batch, NamedSharding(mesh, ROWS)))
+
+
+def whole(x: jax.Array) -> np.ndarray:
+    """An array on the host, all of it in every process."""
+    if jax.process_count() > 1 and not x.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
     """Host arrays, the same in every process, as arrays over all devices."""
 
     def one(x: Any, sharding: NamedSharding) -> jax.Array:

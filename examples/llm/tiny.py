@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from .model import Config
-from .weights import Source
+from .source import Source
 
 CONFIG = Config(
     vocab_size=258,

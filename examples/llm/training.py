@@ -1,9 +1,8 @@
 """One update of a language model, as pure functions of arrays; jit them."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,50 +13,7 @@ import jaxppo
 
 from . import sampler, sharding
 from .algorithms import ALGORITHMS, Batch
-
-
-@dataclasses.dataclass(frozen=True)
-class Hyper:
-    """Hyper-parameters of sampling and of the update."""
-
-    algorithm: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "ppo"] = "grpo"
-    """The loss and the advantages."""
-    prompts_per_update: int = 8
-    """Prompts sampled between updates."""
-    group_size: int = 8
-    """Completions of each prompt."""
-    temperature: float = 1.0
-    """Of sampling, and of the policy that is trained; above 0."""
-    top_k: int | None = None
-    """Sample from so many likeliest tokens only."""
-    top_p: float | None = None
-    """Sample from the likeliest tokens that together have this probability."""
-    learning_rate: float = 5e-6
-    """AdamW's step size, constant."""
-    critic_learning_rate: float = 1e-3
-    """PPO: that of the value head, which starts from nothing."""
-    weight_decay: float = 0.0
-    """AdamW's weight decay."""
-    max_grad_norm: float = 1.0
-    """Bound of the gradient's norm; of the critic's own parameters, of theirs."""
-    num_epochs: int = 1
-    """Passes over what was sampled."""
-    num_minibatches: int = 2
-    """Optimiser steps per pass; from the second on ratios are not 1."""
-    num_microbatches: int = 1
-    """Parts of a minibatch computed one after another, to save memory."""
-    clip_eps: float = 0.2
-    """How far the ratio may move from 1 (GSPO's and CISPO's are their papers')."""
-    kl_coef: float = 0.0
-    """Weight of the KL penalty to the model at the start; 0: no reference is kept."""
-    gae_lambda: float = 1.0
-    """PPO: how far advantages look ahead."""
-    value_coef: float = 0.5
-    """PPO: weight of the critic's loss."""
-    value_clip_eps: float = 0.2
-    """PPO: how far values may move per update."""
-    entropy_coef: float = 0.0
-    """PPO: weight of the entropy bonus."""
+from .options import Hyper
 
 
 class Trainer(NamedTuple):

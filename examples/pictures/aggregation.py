@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import jaxppo
 from jaxppo import Aggregator
 
-from .panels import headline, plt
+from .panels import headline
 
 LENGTHS = np.array([2, 8, 5, 1, 3, 0])  # of the answers: three to each of two prompts
 TIME = 8
@@ -34,7 +34,8 @@ def weights(aggregate: Aggregator) -> np.ndarray:
 
 def draw() -> Figure:
     """A sheet of tokens for each aggregator."""
-    figure, panels = plt.subplots(2, 3, figsize=(8.4, 4.6))
+    figure = Figure(figsize=(8.4, 4.6))
+    panels = figure.subplots(2, 3)
     for panel, (name, aggregate) in zip(panels.flat, AGGREGATORS.items(), strict=True):
         sheet(panel, name, weights(aggregate))
     image = panels.flat[0].images[0]

@@ -10,18 +10,7 @@ from matplotlib.figure import Figure
 
 import jaxppo
 
-from .panels import (
-    GREEN,
-    GREY,
-    STYLES,
-    Axis,
-    Curve,
-    curve,
-    guides,
-    headline,
-    pairs,
-    plt,
-)
+from .panels import GREEN, GREY, STYLES, Axis, Curve, curve, guides, headline, pairs
 
 VALUES = np.linspace(-1.5, 2.5, 401)
 OLD_VALUE, CLIP_EPS, DELTA = 0.0, 0.5, 0.5
@@ -102,7 +91,8 @@ def quantile_pulls(values: np.ndarray, k: int = 3) -> np.ndarray:
 
 def distributions() -> Figure:
     """Targets over bins, how hard they pull, and how hard a quantile is pulled."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(8.4, 2.9))
+    figure = Figure(figsize=(8.4, 2.9))
+    left, middle, right = figure.subplots(1, 3)
     bars(left)
     sizes(middle)
     quantiles(right)

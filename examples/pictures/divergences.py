@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import jaxppo
 
-from .panels import STYLES, Axis, curve, headline, pairs, plt
+from .panels import STYLES, Axis, curve, headline, pairs
 
 LOG_RATIOS = np.linspace(-3, 3, 601)
 ACTIONS = 8
@@ -128,7 +128,8 @@ def moments(
 
 def sampled(samples: int) -> Figure:
     """Value and gradient of each estimator, for two pairs of policies."""
-    figure, panels = plt.subplots(1, 4, figsize=(8.4, 3.8), sharey=True)
+    figure = Figure(figsize=(8.4, 3.8))
+    panels = figure.subplots(1, 4, sharey=True)
     for i, (name, distance) in enumerate(DISTANCES.items()):
         rows = [sample(kl, distance, samples) for kl in ESTIMATORS.values()]
         columns = dict(zip(Sampled._fields, np.transpose(rows), strict=True))

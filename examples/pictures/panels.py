@@ -14,12 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 STYLES = [(BLUE, "-"), (ORANGE, (0, (4, 1.2)))]
-plt.rcParams |= {
+matplotlib.rcParams |= {
     **{"font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9},
     **{"xtick.labelsize": 8, "ytick.labelsize": 8, "legend.frameon": False},
     **{"axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 1.8},
@@ -42,7 +39,7 @@ class Axis(NamedTuple):
     high: float
 
 
-def curve(loss: Callable[[jax.Array], jax.Array], x: np.ndarray) -> Curve:
+def curve(loss: Callable[[jax.Array], jax.Array], x: np.ndarray | jax.Array) -> Curve:
     """An element-wise loss and its pull, along x."""
     points = jnp.asarray(x, jnp.float32)
     slope = jax.grad(lambda x: jnp.sum(loss(x)))(points)
@@ -61,7 +58,7 @@ def pairs(
     """For each title its curves above and their pulls below; a line where x is `at`."""
     across, above, below = axes
     rows = -(-len(panels) // columns)
-    figure = plt.figure(figsize=(2.1 * columns, 3.0 * rows + 0.7))
+    figure = Figure(figsize=(2.1 * columns, 3.0 * rows + 0.7))
     grid = figure.add_gridspec(2 * rows, columns)
     for i, (name, curves) in enumerate(panels.items()):
         row, column = divmod(i, columns)

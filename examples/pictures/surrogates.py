@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import jaxppo
 
-from .panels import Axis, Curve, pairs
+from .panels import Axis, Curve, curve, pairs
 
 Term = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 RATIOS = np.linspace(0.02, 3.0, 597)
@@ -107,9 +107,8 @@ def curves(term: Term, sign: float, old_prob: float) -> Curve:
         # The old log-prob is constant: what moves the ratio moves the log-prob.
         return term(x + jnp.log(old_prob), x, jnp.full(x.shape, sign))
 
-    x = jnp.log(jnp.asarray(RATIOS, jnp.float32))
-    slope = jax.grad(lambda x: jnp.sum(loss(x)))(x)
-    return Curve(np.asarray(loss(jnp.zeros(1)) - loss(x)), -np.asarray(slope))
+    drawn = curve(loss, jnp.log(jnp.asarray(RATIOS, jnp.float32)))
+    return Curve(np.asarray(loss(jnp.zeros(1))) - drawn.value, drawn.pull)
 
 
 def draw(terms: dict[str, Term], title: str, columns: int, old_prob: float) -> Figure:
