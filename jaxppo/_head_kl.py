@@ -178,8 +178,8 @@ def _streamed_bwd(setup, saved, cotangents):
         own = jnp.exp(u) * (weight * gap - here(level))
         return own - here(grads.from_ref) * jnp.exp(ref_u)
 
-    grads = _stream.backward(heads, setup[0], slope)
-    return ((heads[0].cotangent(*grads), None),)
+    own = _stream.backward(heads, setup[0], slope)
+    return ((heads[0].cotangent(*own), None),)
 
 
 _streamed.defvjp(_streamed_fwd, _streamed_bwd)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Integer
+from jaxtyping import Array, Float, Integer
 
 from . import _checks
 from ._types import RowMask, Rows, Scalar

@@ -95,7 +95,7 @@ class Head:
             self,
             hidden=hidden.astype(self.hidden.dtype),
             unembed=unembed.astype(self.unembed.dtype),
-            bias=None if bias is None else bias.astype(self.bias.dtype),
+            bias=None if self.bias is None else bias.astype(self.bias.dtype),
             softcap=None,
             inv_temperature=None,
             live=None,
