@@ -27,7 +27,7 @@ LEFT = {
 
 def test_the_table_of_learning():
     """What was measured last is what README says of it."""
-    runs = json.loads((BENCHMARKS / "results/llm_learning.json").read_text())
+    runs = results("llm_learning")
     seeds = {name: [r for r in runs if r["algorithm"] == name] for name in ALGORITHMS}
     assert len(runs) == 18 and all(len(of) == 3 for of in seeds.values())
     for run in runs:
@@ -46,11 +46,11 @@ def test_the_table_of_learning():
 
 def test_the_table_of_the_step():
     """README says of TRL what was measured last."""
-    results = json.loads((BENCHMARKS / "results/llm_step.json").read_text())
+    found = results("llm_step")
     page = " ".join((BENCHMARKS.parent / "README.md").read_text("utf-8").split())
     sampling = []
-    for size, in_memory in zip(results, ("in {} of its", "in {} of it"), strict=True):
-        ours, *others = results[size]
+    for size, in_memory in zip(found, ("in {} of its", "in {} of it"), strict=True):
+        ours, *others = found[size]
         assert ours["method"] == "jaxppo"
         off = [x["gradient off by"] for x in others if "gradient off by" in x]
         assert len(off) == 4 and max(off) < 1e-4  # TRL's in one pass, and in parts
@@ -74,7 +74,6 @@ LEARNED = {  # at least, and in no more steps than
 
 def test_the_tables_of_control():
     """What was learned, and how fast, is what the pages say of it."""
-    read = lambda name: json.loads((BENCHMARKS / f"results/{name}.json").read_text())
     docs = BENCHMARKS.parent / "docs"
     page, readme = (
         (docs / "control.md").read_text(),
@@ -85,7 +84,7 @@ def test_the_tables_of_control():
         lines = [line for line in tables if line.startswith("|")]
         assert len(lines) > 8 and all(line in page for line in lines)
 
-    learned = read("control_learning")
+    learned = results("control_learning")
     assert learned["tasks"].keys() == LEARNED.keys()
     for name, (least, steps) in LEARNED.items():
         task = learned["tasks"][name]
@@ -136,6 +135,18 @@ def test_a_long_run():
         at, mib = (np.array(of["looks"][k], float)[20:] for k in ("at", "MiB"))
         assert np.polyfit(at, mib, 1)[0] * 2**20 < most
         assert len(set(of["looks"]["files"][20:])) == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*sorted(BENCHMARKS.glob("*/*.py")), BENCHMARKS / "scaling.py"],
+    ids=lambda path: path.stem,
+)
+def test_the_long_ones_start(environment, path):
+    """Each finds what it imports, wherever it is started."""
+    start = f"import sys; sys.path[0] = {str(path.parent)!r}; import {path.stem}"
+    command = [sys.executable, "-c", start]
+    subprocess.run(command, env=environment, cwd="/", check=True)
 
 
 @pytest.mark.parametrize("name", LEFT)

@@ -153,6 +153,9 @@ def test_damaged_checkpoints_are_passed_over(environment, tmp_path, uninterrupte
     for checkpoint in (newest, second):
         assert f"checkpoint {checkpoint.name} is damaged" in text
     assert (rows(out), final_returns(text)) == uninterrupted
+    (out / "metrics.jsonl").write_text("")  # lost: it says what it can
+    text = run(environment, "cartpole", "--resume", out)
+    assert final_returns(text) == uninterrupted[1]
 
     for checkpoint in sound:
         flip_a_bit(lost / "checkpoints" / checkpoint.name)

@@ -61,7 +61,8 @@ def mutants(found: dict[str, Any]) -> str:
     total = found["mutation"]["total"]
     return (
         f"{total['mutants']} drawn: {total['score']} % raw, {total['without']} % "
-        f"without the {total['the same']} that are the same program"
+        f"without the {total['the same']} that are the same program; "
+        "[of which draw](mutation.md)"
     )
 
 

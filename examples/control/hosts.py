@@ -115,8 +115,8 @@ class EnvpoolVector(GymnasiumVector):
     terminates and meets its time limit, envpool tells of the limit alone.
     """
 
-    def __init__(self, envs: VectorEnv, memory: Any = None) -> None:
-        config: Any = getattr(envs, "config")  # noqa: B009  # of envpool's alone
+    def __init__(self, envs: Any, memory: Any = None) -> None:
+        config = envs.config  # which envpool's alone have
         if config["batch_size"] != config["num_envs"]:
             raise ValueError(
                 f"EnvpoolVector: a batch of {config['batch_size']} of "

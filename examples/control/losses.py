@@ -7,12 +7,15 @@ clipped, what a time limit means and so on as that system does.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import jax
 
 import jaxppo
 from jaxppo import recipes
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 ValueLoss = Literal["squared", "clipped", "bounded", "clamped", "huber"]
 SystemName = Literal[
@@ -20,7 +23,7 @@ SystemName = Literal[
 ]
 Rows = dict[str, Any]
 Loss = tuple[Any, dict[str, jaxppo.Metric]]
-Options = TypeVar("Options")
+Options = TypeVar("Options", bound="DataclassInstance")
 
 
 class Now(NamedTuple):
@@ -221,4 +224,4 @@ def as_in(
     if default is not None:
         chosen = lambda name: getattr(options, name) != getattr(default, name)
         settings = {k: x for k, x in settings.items() if not chosen(k)}
-    return dataclasses.replace(options, **settings, system=system)  # pyrefly: ignore
+    return dataclasses.replace(options, **settings, system=system)

@@ -143,8 +143,9 @@ def _train(name: str, env: Environment, options: Options, goal: float) -> np.nda
         return returns
     for seed, mean in enumerate(returns.mean(1)):
         print(f"seed {seed}: mean return {mean:.1f} over 100 fresh episodes")
-    with folders.writing(out / "curve.png"):
-        pictures.curve(name, rows, goal, out / "curve.png")
+    if rows:  # a resumed run may have lost its metrics
+        with folders.writing(out / "curve.png"):
+            pictures.curve(name, rows, goal, out / "curve.png")
     print(f"learning curve {out / 'curve.png'}\nmetrics        {out / 'metrics.jsonl'}")
     if shown:
         with folders.writing(out / "episode.gif"):

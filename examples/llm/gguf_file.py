@@ -16,7 +16,6 @@ NAMES = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1)  # of one layer
 class Reader(gguf.GGUFReader):
     """One that stops at the end of the file; its own loops go on over nothing."""
 
-    # pyrefly: ignore[missing-override-decorator]
     def _get(self, offset, dtype, count=1, override_order=None):
         dtype = np.dtype(dtype).newbyteorder(override_order or self.byte_order)
         end = int(offset) + dtype.itemsize * int(count)
@@ -25,7 +24,6 @@ class Reader(gguf.GGUFReader):
         # A slice of a memory map is one itself, and takes 3 times as much.
         return np.asarray(self.data)[int(offset) : end].view(dtype)
 
-    # pyrefly: ignore[missing-override-decorator]
     def _get_field_parts(self, orig_offs, raw_type):
         """An array of numbers at once; theirs takes 671 bytes for each of them."""
         if raw_type == gguf.GGUFValueType.ARRAY:
