@@ -14,7 +14,6 @@ from parity.comparison import batch, read
 
 import jaxppo
 from jaxppo.recipes import _methods as methods
-from jaxppo.recipes import rlax as rlax_recipes
 from jaxppo.recipes import torchrl, tunix
 
 REFERENCE = read(Path(__file__).parent / "data/reference_values.json")
@@ -613,26 +612,3 @@ def test_torchrl_gae_at_ends():
     cut_short = 1 + 0.5 * 2 - 0.5  # bootstrapped; nothing comes after
     first = 1 + 0.5 * 0.5 - 0.5 + 0.25 * cut_short
     close(out.advantages, [[first, cut_short, 0.5]])
-
-
-def test_rlax_itself():
-    rlax = pytest.importorskip("rlax", reason="rlax is not installed")
-    row = SimpleNamespace(**{k: x[0] for k, x in vars(b).items() if np.ndim(x) == 2})
-    discounts = jnp.array([0.9, 0.9, 0.0, 0.9, 0.9, 0.9, 0.9, 0.9], jnp.float32)
-    following = jnp.append(row.values[1:], jnp.float32(0.3))
-    x = jaxppo.log_ratio(row.logp, row.old)
-    lambda_ = jnp.linspace(0.5, 1.0, 8)
-    args = row.values, following, row.token_rewards, discounts
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        theirs = rlax.vtrace_td_error_and_advantage(
-            *args, jnp.exp(x), lambda_, 1.2, 1.1
-        )
-        pg = rlax.clipped_surrogate_pg_loss(jnp.exp(x), row.token_rewards, 0.2)
-    ours = rlax_recipes.vtrace_td_error_and_advantage(
-        *args, x, lambda_=lambda_, clip_rho_threshold=1.2, clip_pg_rho_threshold=1.1
-    )
-    jax.tree.map(close, ours, (theirs.errors, theirs.pg_advantage, theirs.q_estimate))
-    loss = rlax_recipes.clipped_surrogate_pg_loss(
-        row.logp, row.old, row.token_rewards, clip_eps=0.2
-    )
-    close(loss.value, pg)

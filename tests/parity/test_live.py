@@ -5,6 +5,7 @@ JAXPPO_LIVE_SEED repeats a run, whose seed is in the names of its tests.
 """
 
 import functools
+import importlib
 import importlib.util
 import os
 import re
@@ -51,6 +52,24 @@ def test_it_is_what_the_system_computes(run, name):
     assert name in live["outputs"], live["skipped"].get(name)
     b = comparison.batch(live["inputs"])
     comparison.compare(name, live["outputs"][name], b)
+
+
+@pytest.mark.usefixtures("relaxed")
+def test_rlaxs_vtrace_advantages():
+    """Of one sequence: of these no output was recorded."""
+    rlax = importlib.import_module("rlax")
+    b = comparison.batch(inputs.draw(*RUNS[0]))
+    time = b.time
+    args = b.values[0], jnp.append(b.values[0, 1:], 0.3), b.token_rewards[0]
+    args += (jnp.full(time, 0.9).at[time // 2].set(0),)
+    x, lambda_ = b.logp[0] - b.old[0], jnp.linspace(0.5, 1, time)
+    theirs = rlax.vtrace_td_error_and_advantage(*args, jnp.exp(x), lambda_, 1.2, 1.1)
+    ours = jaxppo.recipes.rlax.vtrace_td_error_and_advantage(
+        *args, x, lambda_=lambda_, clip_rho_threshold=1.2, clip_pg_rho_threshold=1.1
+    )
+    expected = theirs.errors, theirs.pg_advantage, theirs.q_estimate
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(close, tuple(ours), expected)
 
 
 # --- in bfloat16 ---
