@@ -64,6 +64,19 @@ def test_the_table_of_the_step():
     assert "Sampling is {:.1f} and {:.1f} times as fast".format(*sampling) in page
 
 
+def test_the_memory_of_the_head():
+    """README and its page say what was compiled for an H200 last."""
+    _, _, (by_tokens, _) = results("head")["memory"]
+    rows = ("naive", "re-materialised", "`token_log_probs`")
+    page = (BENCHMARKS.parent / "docs/head.md").read_text("utf-8")
+    for row, line in zip(rows, by_tokens["lines"].values(), strict=True):
+        small, large = (line[by_tokens["x"].index(n)] for n in (8192, 32768))
+        assert re.search(rf"(?m)^\| {row}.* \| {small:.0f} \| {large:.0f} \| ", page)
+    naive, _, ours = (x[3] for x in by_tokens["lines"].values())
+    readme = " ".join((BENCHMARKS.parent / "README.md").read_text("utf-8").split())
+    assert f"holds {ours:.0f} MiB" in readme and f"holds {naive:.0f} (" in readme
+
+
 LEARNED = {  # at least, and in no more steps than
     **{"CartPole-v1": (490, 5e5), "Acrobot-v1": (-86, 5e5)},
     **{"MountainCar-v0": (-110, 5e5), "Pendulum-v1": (-200, 5e5)},
