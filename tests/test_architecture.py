@@ -1,6 +1,7 @@
 """The house holds: floors, imports, one home for each name."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,47 @@ def test_third_parties():
         outside = roots - set(sys.stdlib_module_names) - {"jax", "jaxtyping", "numpy"}
         wanted = {"optax"} if path.stem in ("_learner", "_guard") else set()
         assert outside == wanted, path.stem
+
+
+STANDARD = {"__future__", "collections", "dataclasses", "functools", "math", "typing"}
+FILES = "open|read|write|load|save|tofile|fromfile|memmap"
+
+
+def reaches_out(source):
+    """What in it could read a file, open a connection or start a process."""
+    found = {name.split(".")[0] for name in imports(source) if name[0] != "."}
+    found &= set(sys.stdlib_module_names) - STANDARD
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            found |= {node.id} & {"open"}
+        elif isinstance(node, ast.Attribute):
+            name = node.attr
+            found |= {name} if re.fullmatch(f"({FILES})(_.*)?", name) else set()
+    return found
+
+
+def test_the_library_stays_inside():
+    """It reads no file, opens no connection, starts no process."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    assert len(paths) > 90
+    assert not {str(p): x for p in paths if (x := reaches_out(p.read_text("utf-8")))}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import socket",
+        "from urllib.request import urlopen",
+        "def f():\n    import pathlib",
+        "open(path)",
+        "path.read_text()",
+        "path.write_bytes(x)",
+        "f = open",
+        "jnp.load(path)",
+    ],
+)
+def test_reaching_out_is_seen(source):
+    assert reaches_out(source)
 
 
 def test_importing_jaxppo_loads_little():

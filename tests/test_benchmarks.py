@@ -1,5 +1,6 @@
 """The benchmarks run, small, without the peers, and leave their tables and pictures."""
 
+import importlib
 import json
 import os
 import re
@@ -116,6 +117,39 @@ def test_the_tables_of_control():
 
 def results(name):
     return json.loads((BENCHMARKS / f"results/{name}.json").read_text("utf-8"))
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A script of reliability/, imported."""
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))  # it adds to them
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.syspath_prepend(BENCHMARKS / "reliability")
+    return importlib.import_module
+
+
+def test_the_programme(script):
+    """The table has the rows that its script makes, but for R13, which it measures."""
+    table = script("table")
+    text = (BENCHMARKS / "results/reliability.md").read_text("utf-8")
+    cells = [[x.strip() for x in y.split("|")[1:-1]] for y in text.splitlines()[2:]]
+    assert [x[0] for x in cells] == list(table.PROGRAMME)
+    for name, what, asked, seen in cells:
+        assert (what, asked) == table.PROGRAMME[name][:2]
+        if name != "R13":
+            assert seen == table.PROGRAMME[name][2](table.measured()), name
+
+
+def test_the_mutants_that_lived(script):
+    """Each has its line, and the table is what the results say."""
+    mutation, found = script("mutation"), results("mutation")
+    lines = mutation.argued()
+    for x in found["survivors"]:
+        file = x["at"].partition(":")[0]
+        assert lines[f"{file} | {x['in']} | {x['change']}"] == x["why"] != "gap"
+    assert len(found["survivors"]) == found["total"]["alive"]
+    text = (BENCHMARKS / "results/mutation.md").read_text("utf-8")
+    assert text == mutation.page(found) + "\n"
 
 
 def test_odd_calls():

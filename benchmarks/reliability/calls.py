@@ -36,7 +36,7 @@ OUTCOMES = {
     "refused": "an error, though the call is good",
     "wrong": "silently: another answer, or one where there is none",
     "unjudged": "a fault of this benchmark",
-    "hang": "no answer in a minute",
+    "hang": "not a word in 90 seconds",
     "crash": "of the interpreter",
 }
 BAD = ("unclear", "refused", "wrong", "unjudged", "hang", "crash")

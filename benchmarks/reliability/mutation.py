@@ -445,34 +445,42 @@ def write(o: Options, drawn: list[Mutant], done: dict[str, Any]) -> None:
     for name in sorted({m.file for m in drawn}):
         here = [m for m in drawn if m.file == name]
         alive = [m for m in here if "alive" in done[m.key]]
-        same = sum(why.get(m.key, "gap") != "gap" for m in alive)
-        rows.append({"file": name, **score(len(here), len(alive), same)})
+        explained = sum(why.get(m.key, "gap") != "gap" for m in alive)
+        rows.append({"file": name, **score(len(here), len(alive), explained)})
         left += [
             {"at": f"{m.file}:{m.line}", "in": m.inside, "change": m.text}
             | {"why": why.get(m.key, "gap")}
             for m in sorted(alive, key=lambda m: m.line)
         ]
     count = lambda key: sum(row[key] for row in rows)
-    total = score(count("mutants"), count("alive"), count("the same"))
+    total = score(count("mutants"), count("alive"), count("argued"))
     results = {"seed": o.seed, "total": total, "files": rows, "survivors": left}
+    results |= {k: x for k, x in load(o.out / "mutation.json").items() if k == "note"}
     if o.coverage:
         of_lines = json.loads(o.coverage.read_text("utf-8"))["totals"]
         counts = ("num_branches", "covered_branches", "num_statements", "covered_lines")
         results["coverage"] = {k: of_lines[k] for k in counts}
-    rows = [{"file": "all", **total}, *rows]
-    table = measure.table(rows, rows[0])
-    listed = "\n".join(f"- `{x['at']}` `{x['change']}`: {x['why']}" for x in left)
-    text = f"Seed {o.seed}.\n\n{table}\n\n## Alive\n\n{listed}"
-    paths = measure.write(o.out, "mutation", text, results)
-    print(measure.table(rows[:1], rows[0]))
+    paths = measure.write(o.out, "mutation", page(results), results)
+    print(measure.table([total], total))
     print("written:", *paths)
 
 
-def score(mutants: int, alive: int, same: int) -> dict[str, Any]:
-    """Of the mutants, and of those that are not the same program in other words."""
-    percent = lambda of: round(100 * (mutants - alive) / max(1, of), 2)
-    both = {"score": percent(mutants), "without": percent(mutants - same)}
-    return {"mutants": mutants, "alive": alive, "the same": same} | both
+def page(found: dict[str, Any]) -> str:
+    """The note, written by hand into the results; the scores; the living."""
+    rows = [{"file": "all", **found["total"]}, *found["files"]]
+    shown = [{k: "-" if x is None else x for k, x in row.items()} for row in rows]
+    listed = "\n".join(
+        f"- `{x['at']}` `{x['change']}`: {x['why']}" for x in found["survivors"]
+    )
+    about = " ".join([f"Seed {found['seed']}.", *filter(None, [found.get("note")])])
+    return f"{about}\n\n{measure.table(shown, rows[0])}\n\n## Alive\n\n{listed}"
+
+
+def score(mutants: int, alive: int, explained: int) -> dict[str, Any]:
+    """Of the mutants, and without those argued in `survivors.txt`."""
+    percent = lambda of: round(100 * (mutants - alive) / of, 2) if of else None
+    both = {"score": percent(mutants), "without": percent(mutants - explained)}
+    return {"mutants": mutants, "alive": alive, "argued": explained} | both
 
 
 if __name__ == "__main__":

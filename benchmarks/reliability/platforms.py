@@ -46,7 +46,7 @@ def main(o: Options) -> None:
     o.out.mkdir(parents=True, exist_ok=True)
     here = [("as usual", sys.executable, AS_USUAL), ("once more", sys.executable, {})]
     here += [("x64", sys.executable, {"JAX_ENABLE_X64": "1"})]
-    here += [("rows on 8 devices", sys.executable, EIGHT)]
+    here += [("rows on 4 of 8 devices", sys.executable, EIGHT)]
     here += [("not compiled", sys.executable, {"JAX_DISABLE_JIT": "1"})]
     there = [("another Python", python, AS_USUAL) for python in filter(None, o.python)]
     found, rows = [], []
