@@ -83,8 +83,6 @@ class Options:
     the time."""
     quick: bool = False
     """Only see that it works."""
-    coverage: pathlib.Path | None = None
-    """A report of `coverage json`, for the table."""
     out: pathlib.Path = pathlib.Path("runs/mutation")
     """Folder for the results; what it has is not done again."""
 
@@ -456,10 +454,6 @@ def write(o: Options, drawn: list[Mutant], done: dict[str, Any]) -> None:
     total = score(count("mutants"), count("alive"), count("argued"))
     results = {"seed": o.seed, "total": total, "files": rows, "survivors": left}
     results |= {k: x for k, x in load(o.out / "mutation.json").items() if k == "note"}
-    if o.coverage:
-        of_lines = json.loads(o.coverage.read_text("utf-8"))["totals"]
-        counts = ("num_branches", "covered_branches", "num_statements", "covered_lines")
-        results["coverage"] = {k: of_lines[k] for k in counts}
     paths = measure.write(o.out, "mutation", page(results), results)
     print(measure.table([total], total))
     print("written:", *paths)

@@ -79,12 +79,12 @@ def mutants(found: dict[str, Any]) -> str:
 
 
 def coverage(found: dict[str, Any]) -> str:
-    of = found.get("mutation", {}).get("coverage")
-    if of is None:
+    if "coverage" not in found:
         return NOTHING
+    of = found["coverage"]
     return (
-        f"{of['covered_branches']} of {of['num_branches']} branches, "
-        f"{of['covered_lines']} of {of['num_statements']} lines"
+        f"{of['covered_branches']:,} of {of['num_branches']:,} branches, "
+        f"{of['covered_lines']:,} of {of['num_statements']:,} lines"
     )
 
 
