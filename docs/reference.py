@@ -98,8 +98,7 @@ def alias(name: str) -> str:
     found = re.search(rf"((?:^#.*\n)*)^{name}: TypeAlias = (.*)$", source, re.MULTILINE)
     assert found
     comment = " ".join(found[1].replace("#", " ").split())
-    says = comment or "What is merged with `+`, and divided or read at the end."
-    return f"```{{py:data}} jaxppo.{name}\n`{found[2]}`\n\n{says}\n```"
+    return f"```{{py:data}} jaxppo.{name}\n`{found[2]}`\n\n{comment}\n```"
 
 
 def classes(rooms: list[str]) -> list[str]:

@@ -23,6 +23,13 @@ class HeadKL(NamedTuple):
     Attributes:
       from_policy: KL(policy || ref), which RLHF penalises.
       from_ref: KL(ref || policy), which distillation from a teacher minimises.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> hidden, unembed = jnp.array([[1.0, 0.0]]), jnp.eye(2)
+      >>> kl = jaxppo.head_kl(hidden, unembed, 2 * hidden, unembed)
+      >>> kl.from_policy.round(3), kl.from_ref.round(3)
+      (Array([0.083], dtype=float32), Array([0.067], dtype=float32))
     """
 
     from_policy: Leaf

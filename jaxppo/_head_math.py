@@ -23,6 +23,13 @@ class TokenLogProbs(NamedTuple):
       log_probs: of the targets.
       entropy: of the distribution over the vocabulary.
       logsumexp: of the logits (for a z-loss, or a check on their scale).
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> hidden, unembed = jnp.zeros((3, 2)), jnp.ones((4, 2))  # four equal words
+      >>> out = jaxppo.token_log_probs(hidden, unembed, jnp.array([0, 1, 2]))
+      >>> out.log_probs.round(3)  # -log 4
+      Array([-1.386, -1.386, -1.386], dtype=float32)
     """
 
     log_probs: Leaf

@@ -19,6 +19,12 @@ class HeadPlan(NamedTuple):
       mode: "recompute", "cached" or "reference".
       vocab_block: words whose logits exist at a time.
       token_block: tokens, likewise; masked tokens are left out in units of it.
+
+    Example:
+      >>> import jaxppo
+      >>> plan = jaxppo.head_plan(8192, 151_936, 4096, platform="gpu")
+      >>> plan.mode, plan.vocab_block * plan.token_block * 4 // 2**20  # MiB of logits
+      ('recompute', 64)
     """
 
     mode: str

@@ -128,7 +128,7 @@ def bounded_kl(
     """An estimator held in [-max_value, max_value], without gradient beyond it.
 
     verl, OpenRLHF, SkyRL, NeMo-RL and ROLL clamp their estimates at 10. For k3 that
-    ends the pull back to the reference where pi is exp(2.5) times rarer; it is rather
+    ends the pull back to the reference where pi is exp(2.61) times rarer; it is rather
     the *log-ratio* that needs a bound, and `log_ratio` has one.
 
     Args:

@@ -1,4 +1,4 @@
-"""The log-ratio, the joint of everything that comes after the policy.
+"""The log-ratio, which everything that comes after the policy takes: the gate.
 
 Whatever is exponentiated in this library has come through here: masked on the way in,
 in float32 at least, and bounded.

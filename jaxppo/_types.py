@@ -155,7 +155,9 @@ class Min:
         return jax.lax.pmin(self, axis_name)
 
 
+# What is merged with `+`, and divided or read at the end: `Max(jnp.max(ratio))`.
 Metric: TypeAlias = Mean | Max | Min
+# Metrics by name, as a loss function reports them: `{"entropy": token_mean(entropy)}`.
 Metrics: TypeAlias = Mapping[str, Metric]
 
 
@@ -172,6 +174,12 @@ class Advantages(NamedTuple):
     Attributes:
       advantages: shape `(*batch, time)`.
       returns: shape `(*batch, time)`.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> advantages, returns = jaxppo.gae(jnp.array([0.0, 1.0]), jnp.zeros(2), 0.5)
+      >>> returns
+      Array([0.475, 1.   ], dtype=float32)
     """
 
     advantages: Leaf
@@ -189,6 +197,13 @@ class TrainState:
       step: optimiser steps taken, int32; schedules are read at this count.
       skipped: steps skipped in a row because something was not finite, int32.
       coefs: adaptive coefficients by name, such as `kl_coef`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxppo, optax
+      >>> loss_fn = lambda params, batch: (jaxppo.token_mean(params * batch), {})
+      >>> state = jaxppo.learner(loss_fn, optax.sgd(0.1)).init(jnp.zeros(()))
+      >>> state.step, len(jax.tree.leaves(state))  # params, step, skipped
+      (Array(0, dtype=int32), 3)
     """
 
     params: Any
@@ -205,6 +220,13 @@ class Learner(NamedTuple):
       init: `init(params) -> TrainState`.
       update: `update(state, batch, key=None) -> (TrainState, metrics)`; the key is
         consumed.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo, optax
+      >>> loss_fn = lambda params, batch: (jaxppo.token_mean(params * batch), {})
+      >>> init, update = jaxppo.learner(loss_fn, optax.sgd(0.5))
+      >>> update(init(jnp.zeros(())), jnp.ones(4))[0].params
+      Array(-0.5, dtype=float32)
     """
 
     init: Callable[[Any], TrainState]
@@ -218,6 +240,13 @@ class Controller(NamedTuple):
       init: `init() -> coef`, the first value.
       update: `update(coef, observed) -> coef`, after each call of `Learner.update`.
       metric: the metric it observes, a key of what the loss function reports.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxppo
+      >>> halve = lambda coef, kl: coef * jnp.where(kl < 0.01, 0.5, 1.0)
+      >>> controller = jaxppo.Controller(lambda: jnp.array(0.5), halve, "kl")
+      >>> float(controller.update(controller.init(), jnp.array(0.001)))
+      0.25
     """
 
     init: Callable[[], jax.Array]
@@ -227,7 +256,15 @@ class Controller(NamedTuple):
 
 @runtime_checkable
 class Aggregator(Protocol):
-    """How per-token losses become one number: `token_mean`, `sequence_mean`, ..."""
+    """How per-token losses become one number: `token_mean`, `sequence_mean`, ...
+
+    Example:
+      >>> import functools, jax.numpy as jnp, jaxppo
+      >>> per_token, mask = jnp.ones((2, 4)), jnp.arange(8).reshape(2, 4) < 6
+      >>> aggregate = functools.partial(jaxppo.sequence_sum, scale=1 / 4)
+      >>> aggregate(per_token, mask).value  # (4 / 4 + 2 / 4) / 2
+      Array(0.75, dtype=float32)
+    """
 
     def __call__(self, per_token: jax.Array, mask: jax.Array | None = None, /) -> Mean:
         """Reduce to a `Mean`."""
@@ -236,5 +273,6 @@ class Aggregator(Protocol):
 
 # What `learner` differentiates: `loss_fn(params, batch, **coefs) -> (loss, metrics)`.
 # The loss is a `Mean`, or a dict of `Mean`s whose values are added (for terms of
-# different denominators); scheduled and adaptive coefficients come in as keywords.
+# different denominators); scheduled and adaptive coefficients come in as keywords:
+# `lambda params, batch: (jaxppo.token_mean((params - batch) ** 2), {})`.
 LossFn: TypeAlias = Callable[..., tuple[Mean | Mapping[str, Mean], Metrics]]

@@ -96,6 +96,21 @@ def test_docstring(name):
     assert f"jaxppo.{name}(" in sections["Example"]
 
 
+ALIASES = ["LossFn", "Metric", "Metrics"]  # they have no docstring, but a comment
+
+
+@pytest.mark.parametrize("name", sorted(set(TYPES) - set(ALIASES)))
+def test_docstring_of_a_type(name):
+    """A summary, its attributes in order, and an example."""
+    doc = inspect.getdoc(vars(jaxppo)[name])
+    sections = dict(re.findall(r"^(\w+):\n((?:(?:  .*)?\n?)*)", doc, re.MULTILINE))
+    fields = list(vars(vars(jaxppo)[name]).get("__annotations__", {}))
+    assert list(sections) == [*(["Attributes"] if fields else []), "Example"]
+    described = re.findall(r"^  (\w+): ", sections.get("Attributes", ""), re.MULTILINE)
+    assert described == fields
+    assert "jaxppo." in sections["Example"] and ">>> " in sections["Example"]
+
+
 @each_public
 def test_signature(name):
     """Data, then the mask, by position; everything after it by keyword."""

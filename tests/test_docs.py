@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_methods
 
 import jaxppo
 from jaxppo import recipes
@@ -118,6 +119,11 @@ def test_links_lead_somewhere(path):
         assert not anchor or anchor in anchors(target), link
 
 
+def test_no_page_is_copied_as_it_is():
+    """Sphinx does so with what lies in _static/, whose links then lead nowhere."""
+    assert not list((DOCS / "_static").rglob("*.html"))
+
+
 def test_links_of_included_files_lead_to_their_pages():
     text = pages.text(DOCS / "changelog.md")
     assert "](reliability.md)" in text and "](security.md)" in text
@@ -210,6 +216,9 @@ def test_every_metric_is_explained():
     terms = dict(values=x, returns=x, entropy=x, ref_log_probs=x)
     _, metrics = jaxppo.ppo_loss(x, x, x, **terms, kl_coef=0.1, entropy_coef=0.1)
     names = {*metrics, *jaxppo.correction_metrics(x), "explained_variance"}
+    b = test_methods.b
+    for loss in test_methods.LOSSES.values():
+        names |= set(jax.eval_shape(lambda x, f=loss: f(x, b), b.logp)[1])
     names |= {"loss", "grad_norm", "skipped", "stopped", "effective_sample_size"}
     assert names <= set(
         re.findall(r"`(?:jaxppo\.)?(\w+)", written("guides/debugging.md"))

@@ -1,14 +1,15 @@
 """AReaL 1.0.4: `utils/functional/functional.py`, `trainer/ppo/`, `utils/data.py`.
 
-Every loss is a mean over the tokens of the mask, those that a rejection drops included.
-No log-ratio has a bound: where one of a counted token is infinite or NaN, AReaL's loss
-or gradient is, too, as it is for what lies *under* the mask (`where(mask, exp(x), 0)`
-hides a NaN from the value only): not here.
+There are three policies. `log_probs` are of the one that learns, `old_log_probs` of the
+trainer before this update (AReaL's "proximal" policy), `rollout_log_probs` of the
+sampler (its "behaviour" policy). Decoupled PPO is `ppo(..., weights=weights)`, with
+weights from one of the `reject_...` or `clamp_...` functions.
 
-Three policies: pi; `old_log_probs`, of the trainer before this update (AReaL's
-proximal policy); `rollout_log_probs`, of the sampler (its behaviour policy). Decoupled
-PPO is `ppo(..., weights=weights)`, with weights from one of the `reject_...` or
-`clamp_...` functions.
+Every loss is a mean over the tokens of the mask; a token that is rejected adds 0 and
+still counts. No log-ratio is bounded: an infinite one of a token that counts makes loss
+or gradient infinite or NaN. In AReaL one in padding does, too, as it masks after `exp`,
+which hides a NaN from the loss but not from the gradient. Here padding has no
+influence.
 """
 
 from ._advantages import approx_kl as approx_kl

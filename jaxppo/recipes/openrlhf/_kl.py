@@ -20,7 +20,7 @@ def approx_kl(
 
     OpenRLHF 0.11.2, utils.py `compute_approx_kl`. k1 is for the reward, k3 or k2 for a
     loss: k1's gradient is 0 in expectation. Beyond 10 there is no gradient, so that
-    k3's pull ends where pi is exp(2.5) times rarer than ref. Use
+    k3's pull ends where pi is exp(2.61) times rarer than ref. Use
     `unbiased_gradient_kl`, or `jaxppo.kl_k3` on a bounded log-ratio, instead.
     """
     x = jaxppo.log_ratio(log_probs, ref_log_probs, mask)

@@ -1,13 +1,17 @@
 """ROLL at commit 8eb27cc2: `roll/pipeline/rlvr`, `roll/utils`.
 
-No log-ratio has a guard; the k3 of the penalty is held below 10. The default mean is
-that over sequences with a token left. Metrics have ROLL's names without the `@sum`,
-`@max` or `@min` by which it merges them, which here is their type; what it logs as
-`actor/cispo_cispo_...` and `actor/kimi15_kimi15_...` has its prefix once. The shares
-clipped of TIS, TOPR and CISPO, and what Kimi's loss logs, are means over padding, too,
-in ROLL; here they are of the tokens that count. ROLL multiplies by its masks, so that a
-NaN under them is a NaN in the loss: not here, except in `ppo_token_mean` and `gae`,
-whose faults these are.
+No log-ratio is bounded; the penalty's k3 is held at 10. Unless told otherwise, a loss
+is the mean over the sequences that have a token left.
+
+Metrics have ROLL's names, but for two things. ROLL ends a name with `@sum`, `@max` or
+`@min` to say how it merges; here the metric's type says so. And ROLL writes the loss's
+name twice before the metrics of CISPO and Kimi (`actor/cispo_cispo_...`); here it
+stands once (`actor/cispo_...`).
+
+In ROLL the shares that TIS, TOPR and CISPO clip, and what Kimi's loss logs, are means
+over padding, too; here they are of the tokens that count. ROLL multiplies by its masks,
+so that a NaN in padding makes its loss NaN. Here it does so only in `ppo_token_mean`
+and `gae`, which keep these faults.
 """
 
 from ._advantages import gae as gae

@@ -37,7 +37,7 @@ def kl_k3(log_probs: jax.Array, ref_log_probs: jax.Array, mask: jax.Array) -> ja
     """k3: exp(-x) - 1 + x, at most 10, with no gradient beyond: the KL loss.
 
     ROLL 8eb27cc2, utils/functionals.py `compute_approx_kl`, "k3". Fault: the pull back
-    to the reference ends where pi is exp(2.5) times rarer. Use `jaxppo.kl_k3` of a
+    to the reference ends where pi is exp(2.61) times rarer. Use `jaxppo.kl_k3` of a
     bounded `jaxppo.log_ratio` instead.
     """
     x = jaxppo.log_ratio(log_probs, ref_log_probs, mask, max_abs=math.inf)

@@ -54,7 +54,7 @@ def kl_k3(log_probs: jax.Array, ref_log_probs: jax.Array, mask: jax.Array) -> ja
     """k3 per token, the log-ratio held within 20, the result within 10.
 
     SkyRL a9564572, ppo_utils.py `compute_approx_kl`, the default. Without gradient
-    where pi is exp(2.5) times rarer than pi_ref; use `jaxppo.kl_k3` of
+    where pi is exp(2.61) times rarer than pi_ref; use `jaxppo.kl_k3` of
     `jaxppo.log_ratio` instead.
     """
     return jaxppo.bounded_kl(jaxppo.log_ratio(log_probs, ref_log_probs, mask))

@@ -42,7 +42,7 @@ def low_var_kl(
     """k3, with the log-ratio bounded at 20 and the result at 10 (`low_var_kl`).
 
     verl 0.9.1, `kl_penalty`. Fault: the bound on the result ends the gradient where pi
-    has fallen exp(2.5) below pi_ref. `jaxppo.kl_k3` has none.
+    has fallen exp(2.61) below pi_ref. `jaxppo.kl_k3` has none.
     """
     return jaxppo.bounded_kl(jaxppo.log_ratio(log_probs, ref_log_probs, mask))
 
