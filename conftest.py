@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 collect_ignore = ["tests/hf/record.py"]  # it imports torch, which few have
-jax.config.update("jax_numpy_dtype_promotion", "strict")
+# With JAX_ENABLE_X64 the tests' own arrays are float64, beside recorded float32.
+promotion = "standard" if jax.config.jax_enable_x64 else "strict"
+jax.config.update("jax_numpy_dtype_promotion", promotion)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Processors differ in the last bit: in the docstrings' examples it would be printed.
 np.set_printoptions(precision=5)

@@ -32,10 +32,10 @@ def guarded_step(
     """
 
     def taken(params: Any, opt_state: Any) -> tuple[Any, Any, Any]:
-        # Optax's Adam promotes its step count, which a strict program forbids.
+        # Optax promotes step counts and rates, which a strict program forbids.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = tx.update(grads, opt_state, params, value=loss)
-        return optax.apply_updates(params, updates), opt_state, updates
+            return optax.apply_updates(params, updates), opt_state, updates
 
     _, opt_state, updates = taken(state.params, state.opt_state)
     # Moments in float16 overflow where float32 does not.

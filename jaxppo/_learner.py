@@ -141,7 +141,7 @@ def learner(
         kl = _observed(metrics, "approx_kl") if can_stop else jnp.zeros(())
         stop = jnp.zeros((), bool)
         if minibatch_target_kl is not None:
-            stop = kl > minibatch_target_kl
+            stop = kl > jnp.asarray(minibatch_target_kl, kl.dtype)
         norm = _norm(grads)
         state, finite = guarded_step(tx, state, grads, norm, loss_value(loss), ~stop)
         terms = {} if isinstance(loss, Mean) else loss

@@ -16,7 +16,7 @@ def shuffled(key: jax.Array, size: int) -> jax.Array:
     can come out, as with any generator of less state than there are orders.
     """
     if size < FEW:
-        return jax.random.permutation(key, size)
+        return jax.random.permutation(key, jnp.arange(size, dtype=jnp.int32))
     low = (size - 1).bit_length() // 2
     high = (size - 1).bit_length() - low
     keys = jax.random.bits(key, (8,), jnp.uint32)

@@ -67,7 +67,7 @@ def test_gmpo_clips_where_the_advantage_points():
 def test_gmpo_at_its_bound_keeps_the_whole_gradient():
     x = jnp.array([[0.4], [-0.4]], jnp.float32)
     for sign in (1.0, -1.0):
-        advantages = jnp.full((2, 1), sign)
+        advantages = jnp.full((2, 1), sign, jnp.float32)
         term = lambda x, a=advantages: jaxppo.geometric_mean_surrogate(
             x, a, clip_eps=0.4
         )

@@ -204,7 +204,7 @@ def test_no_tokens(mode):
     hidden, unembed = jnp.zeros((2, 0, 3)), jnp.ones((4, 3))
     targets = jnp.zeros((2, 0), jnp.int32)
     for out in jaxppo.token_log_probs(hidden, unembed, targets, **mode):
-        assert out.shape == (2, 0) and out.dtype == jnp.float32
+        assert out.shape == (2, 0) and out.dtype == hidden.dtype
 
 
 def rms(x):

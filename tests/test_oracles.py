@@ -81,7 +81,7 @@ def test_the_batch_binds_every_bound():
 def test_at_a_clip_bound_the_whole_gradient_holds(log_ratio, dtype):
     x = jnp.full(3, log_ratio, dtype)
     ratio = jnp.exp(x.astype(jnp.float32))
-    advantages = jnp.array([2.0, -2.0, 0.0])
+    advantages = jnp.array([2.0, -2.0, 0.0], jnp.float32)
     loss = lambda x, **eps: jaxppo.clipped_surrogate(x, advantages, **eps)
     slope = jax.grad(lambda x, **eps: jnp.sum(loss(x, **eps)))
 
@@ -98,7 +98,7 @@ def test_at_a_clip_bound_the_whole_gradient_holds(log_ratio, dtype):
 
 
 def test_at_the_dual_clip_the_whole_gradient_holds():
-    x, advantages = jnp.ones(1), jnp.array([-2.0])
+    x, advantages = jnp.ones(1, jnp.float32), jnp.array([-2.0], jnp.float32)
     ratio = jnp.exp(x)
     loss = lambda x, c: jaxppo.clipped_surrogate(x, advantages, dual_clip=c)[0]
     at, beyond = float(ratio[0]), float(ratio[0]) * (1 - 1e-6)

@@ -637,8 +637,8 @@ def test_skyrls_gspo_holds_the_log_ratio_at_ten():
 
 def test_nemos_weights_that_overflow_count_nothing():
     """A fault of it."""
-    x, mask = jnp.array([[0.0, 200.0]]), jnp.ones((1, 2), bool)
-    weights, _ = recipes.nemo.importance_weights(x, jnp.zeros((1, 2)), mask)
+    x, mask = jnp.array([[0.0, 200.0]], jnp.float32), jnp.ones((1, 2), bool)
+    weights, _ = recipes.nemo.importance_weights(x, jnp.zeros_like(x), mask)
     np.testing.assert_array_equal(weights, [[1.0, 0.0]])
 
 
