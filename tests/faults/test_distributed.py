@@ -1,6 +1,7 @@
 """Row D03: what mixes rows is of the whole batch, over however many devices it lies."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import ARRAYS, gradient
@@ -16,7 +17,8 @@ MIXING = [
     in (
         *(jaxppo.whiten, jaxppo.masked_variance, jaxppo.token_covariance),
         *(jaxppo.normalised_weights, jaxppo.group_advantages),
-        jaxppo.leave_one_out_advantages,
+        *(jaxppo.leave_one_out_advantages, jaxppo.leave_one_out_std),
+        *(jaxppo.pass_at_k_advantages, jaxppo.explained_variance),
     )
 ]
 
@@ -57,3 +59,27 @@ def test_D03_statistics_over_devices(axis, unchecked):
     # Sums in another order: float32's rounding, of what is up to 30 in size.
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-6, atol=5e-6)
+
+
+OWN = {
+    "masked_mean": lambda x, ids: jaxppo.masked_mean(x)[None],
+    "whiten": lambda x, ids: jaxppo.whiten(x),
+    "group_advantages": lambda x, ids: jaxppo.group_advantages(x, group_ids=ids),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_D03_inside_shard_map_a_device_has_its_own(name):
+    """As on its rows alone, even where a group has samples on the other one, too."""
+    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, 16), jnp.float32)
+    ids = jnp.arange(16) % 3
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    rows = PartitionSpec("data")
+    own = jax.shard_map(OWN[name], mesh=mesh, in_specs=rows, out_specs=rows)
+    got = np.split(jax.jit(own)(x, ids), 2)
+    for i, half in enumerate((slice(8), slice(8, 16))):
+        alone = OWN[name](x[half], ids[half])
+        np.testing.assert_allclose(got[i], alone, rtol=1e-5, atol=1e-6)
+        whole = OWN[name](x, ids)
+        whole = whole[half] if len(whole) > 1 else whole
+        assert np.all(np.abs(got[i] - whole) > 1e-3)

@@ -1,5 +1,6 @@
 """Rows N01 to N29: numbers that make other losses infinite, NaN or wrong."""
 
+import functools
 import math
 
 import jax
@@ -7,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from cases import ARRAYS, MASK, MASKED
+from cases import ARRAYS, MASK, MASKED, is_floating, mix
+from test_oracles import is_extremum
 
 import jaxppo
 
 from . import hostile
-from .hostile import CASES, FAR, HIT, outcome
+from .hostile import CASES, FAR, HIT, SIGNS, outcome
 
 # Half of the time would go into the checks of shapes.
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -104,14 +106,25 @@ def test_N03_far_with_no_advantage(run):
 
 
 @each_compiled_run
-def test_N04_a_token_that_one_policy_never_writes(run):
-    assert_finite(seen(run, "old=-inf"))
-    found = seen(run, "new=-inf")
-    assert_finite(found, except_values=LITERAL)
-    for _, grads in found.values():
+@pytest.mark.parametrize("who", ["old", "new"])
+def test_N04_a_token_that_one_policy_never_writes(run, who):
+    """No gradient, but of log pi itself: by its weight, which is at a bound there."""
+    found = seen(run, f"{who}=-inf")
+    assert_finite(found, except_values=LITERAL if who == "new" else ())
+    bounds, cap = CASES["cispo"].hyper, CASES["topr"].hyper["cap"]
+    weight = bounds["high" if who == "old" else "low"]
+    for scenario, (values, grads) in found.items():
         for name in grads.keys() - LITERAL:
-            if run[0] == "token" and CASES[name].fn is not jaxppo.kl_k1:
-                assert at_hit(grads, name) == 0, name
+            assert at_hit(grads, name) == 0, (scenario, name)
+        for name in values.keys() & LITERAL:
+            assert finite(values[name][HIT]) == (who == "old"), (scenario, name)
+        sign = SIGNS[scenario.split()[1]]
+        slopes = {"cispo": weight * sign}
+        if who == "old":
+            slopes["topr"] = sign if sign > 0 else cap * sign
+        for name, slope in slopes.items():
+            got = at_hit(grads, name) / -math.cos(1)  # its share in `mix`
+            np.testing.assert_allclose(got, slope, rtol=1e-2, err_msg=scenario)
 
 
 # --- N05 to N08: what is in the padding, and what is not ---
@@ -187,20 +200,41 @@ ROOMY = [c for c in ARRAYS if not c.rowed and c.batch.__name__ in ("tokens", "sa
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0, 0), (2, 0, 4)], ids=str)
 def test_N09_axes_of_no_length(shape):
-    """Values and gradients of their shape; and where all is summed, not a NaN."""
-    for case in ROOMY:
-        batch = {}
-        for name, x in case.inputs(0, np.float32).items():
-            of = shape[:-1] if x.ndim == 1 else shape
-            of = (*shape[:-1], 1) if name in case.column.split() else of
-            batch[name] = np.zeros(of, np.int32 if x.dtype == np.int64 else x.dtype)
-        fn = case.__call__
-        for x in jax.tree.leaves(jax.eval_shape(fn, **batch)):
-            assert 0 in x.shape or x.shape in ((), (*shape[:-1], 1)), case
-        if case.reduces and not case.static and shape == (0, 0):
-            out = jax.jit(fn)(**batch)
-            for x in jax.tree.leaves(out):
-                assert not np.any(np.isnan(x)), case
+    """Values of their shape, and 0, as are the gradients; an extremum is of nothing."""
+
+    def empty(case, name, x):
+        of = shape[:-1] if x.ndim == 1 else shape
+        of = (*shape[:-1], 1) if name in case.column.split() else of
+        return np.zeros(of, np.int32 if x.dtype == np.int64 else x.dtype)
+
+    def both(batches):
+        found = {}
+        for case in ROOMY:
+            batch = batches[str(case)]
+
+            def total(floats):
+                out = case(**batch | floats)
+                return mix(case.differentiated(out)), out
+
+            floats = {k: x for k, x in batch.items() if is_floating(x)}
+            found[str(case)] = jax.grad(total, has_aux=True)(floats)
+        return found
+
+    found = jax.jit(both)(
+        {
+            str(case): {k: empty(case, k, x) for k, x in case.inputs().items()}
+            for case in ROOMY
+        }
+    )
+    for name, (grads, out) in found.items():
+        for x in jax.tree.leaves(out, is_leaf=is_extremum):
+            nothing = {jaxppo.Max: -INF, jaxppo.Min: INF}.get(type(x), 0)
+            nothing = -INF if name.startswith("masked_max") else nothing
+            x = x.value if is_extremum(x) else x
+            assert 0 in x.shape or x.shape in ((), (*shape[:-1], 1)), name
+            np.testing.assert_array_equal(x, nothing, name)
+        for x in grads.values():
+            np.testing.assert_array_equal(x, 0, name)
 
 
 MASK_DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -375,18 +409,26 @@ def test_N27_labels_outside_the_vocabulary(label):
 
 
 def test_N28_the_first_ratio_is_one_in_bfloat16():
-    """Over 256k words; log-softmax in float32, so that no rounding moves the ratio."""
+    """Of 256k words, as drawn by one program and learned from by another."""
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(0, 3, (2, 262_144)), jnp.bfloat16)
     targets = jnp.array([5, 262_143])
     exact = np.float64(logits)
     exact = exact - np.log(np.sum(np.exp(exact), -1, keepdims=True))
     for head in (jaxppo.categorical, jaxppo.selective_log_softmax):
-        new, old = jax.jit(head)(logits, targets)[0], head(logits, targets)[0]
+        old = jax.jit(head)(logits, targets)[0]
         # 8 roundings of numbers of 16 nats, of 2^-20 each: in bfloat16, 2^-4.
-        np.testing.assert_allclose(new, exact[[0, 1], targets], atol=2**-17)
-        np.testing.assert_array_equal(jnp.exp(jaxppo.log_ratio(new, new)), 1)
-        np.testing.assert_allclose(jnp.exp(jaxppo.log_ratio(new, old)), 1, 2**-19)
+        np.testing.assert_allclose(old, exact[[0, 1], targets], atol=2**-17)
+
+        @jax.jit
+        @functools.partial(jax.value_and_grad, has_aux=True)
+        def update(logits):
+            x = jaxppo.log_ratio(head(logits, targets)[0], old)
+            return jnp.sum(jaxppo.unclipped_surrogate(x, jnp.ones(2))), jnp.exp(x)
+
+        (_, ratio), slope = update(logits)
+        np.testing.assert_array_equal(ratio, 1)
+        assert np.any(slope)
 
 
 @each_dtype

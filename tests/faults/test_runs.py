@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from common import devices, folders
-from processes import kept_to, pair, rows, run, start, wait_for
+from processes import EXAMPLES, kept_to, pair, rows, run, start, wait_for
 
 SMALL = ["--total-steps=16000", "--num-envs=4", "--num-evals=7", "--normalise-obs"]
 TWO = ["cartpole", "--mesh=envs=2"]
@@ -26,27 +26,48 @@ def whole(environment, tmp_path_factory):
     return rows(out)
 
 
-def stopped(environment, out, num_rows, *args):
-    """A run that SIGTERM ends after so many lines; what it says."""
+def stopped(environment, out, num_rows, *args, by=signal.SIGTERM):
+    """A run that a signal ends after so many lines; what it says."""
     process = start(environment, "cartpole", *args)
     with kept_to([process]):
         wait_for(out, num_rows, [process])
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(by)
         said, _ = process.communicate(timeout=300)
-    assert process.returncode == 128 + signal.SIGTERM, said
+    assert process.returncode == 128 + by, said
     return said
 
 
-def test_T09_a_terminated_run_saves_and_leaves(environment, tmp_path, whole):
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_T09_a_terminated_run_saves_and_leaves(environment, tmp_path, whole, by):
     """At once after a signal: not a step is lost, and what follows it is not run."""
     out = tmp_path / "run"
-    said = stopped(environment, out, 2, *SMALL, "--out", out)
+    said = stopped(environment, out, 2, *SMALL, "--out", out, by=by)
     assert f"Go on with --resume {out}" in said
     done = len(rows(out))
     assert 2 <= done < len(whole)
     assert (out / "checkpoints" / str(rows(out)[-1]["step"])).exists()
     run(environment, "cartpole", "--resume", out)
     assert rows(out) == whole
+
+
+TWICE = """
+import os, sys
+from common import signals
+with signals.held() as asked:
+    for number in map(int, sys.argv[1:]):
+        os.kill(os.getpid(), number)
+        print(asked(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_T09_a_second_signal_ends_the_process_at_once(environment, first, second):
+    command = [sys.executable, "-c", TWICE, str(int(first)), str(int(second))]
+    given = {"env": environment, "cwd": EXAMPLES, "capture_output": True}
+    ended = subprocess.run(command, **given, text=True, timeout=300)
+    assert ended.returncode == -second and ended.stdout == f"{first:d}\n", ended
+    assert f"{first.name}: will save, and end, after this step." in ended.stderr
 
 
 def test_T09_one_of_two_is_terminated_and_both_leave(environment, tmp_path):
@@ -75,8 +96,6 @@ def test_T04_one_of_two_is_killed_and_the_other_ends(environment, tmp_path, whic
     ours = "Another process may have ended" in said and "with --resume" in said
     jaxs = which == 0 and "another task died" in said  # who keeps the list is gone
     assert ours or jaxs, said
-    if which == 0:
-        return
     again = pair(environment, *TWO, "--resume", out)
     with kept_to(again):
         ends = [x.communicate(timeout=300)[0] for x in again]
