@@ -467,7 +467,7 @@ def page(found: dict[str, Any]) -> str:
         f"- `{x['at']}` `{x['change']}`: {x['why']}" for x in found["survivors"]
     )
     about = " ".join([f"Seed {found['seed']}.", *filter(None, [found.get("note")])])
-    return f"{about}\n\n{measure.table(shown, rows[0])}\n\n## Alive\n\n{listed}"
+    return f"{about}\n\n{measure.table(shown, rows[0])}\n\nAlive:\n\n{listed}"
 
 
 def score(mutants: int, alive: int, explained: int) -> dict[str, Any]:
