@@ -51,8 +51,9 @@ def test_T09_a_terminated_run_saves_and_leaves(environment, tmp_path, whole, by)
 
 
 TWICE = """
-import os, sys
+import os, signal, sys
 from common import signals
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup
 with signals.held() as asked:
     for number in map(int, sys.argv[1:]):
         os.kill(os.getpid(), number)
