@@ -48,11 +48,11 @@ def updated(old: Statistics, x: jax.Array, mask: jax.Array | None = None) -> Sta
 
 def scaled(x: jax.Array, of: Statistics) -> jax.Array:
     """Of mean 0 and variance 1, within +-10, as in Baselines' VecNormalize."""
-    return rewards_scaled(x - of.mean, of)
+    return by_deviation(x - of.mean, of)
 
 
-def rewards_scaled(x: jax.Array, of: Statistics) -> jax.Array:
-    """By the deviation alone: their sign stays."""
+def by_deviation(x: jax.Array, of: Statistics) -> jax.Array:
+    """Within +-10. Rewards are scaled by this alone: their sign stays."""
     return jnp.clip(x * jax.lax.rsqrt(of.variance + 1e-8), -10.0, 10.0)
 
 

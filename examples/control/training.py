@@ -220,7 +220,7 @@ def _counted(seen: Seen, rollout: Rollout, o: PPO) -> tuple[jax.Array, Seen]:
         ended = rollout.terminated | rollout.truncated
         sums, so_far = normalization.discounted(rewards, ended, seen.so_far, o.gamma)
         counted = normalization.updated(seen.discounted, sums, rollout.mask)
-        rewards = normalization.rewards_scaled(rewards, counted)
+        rewards = normalization.by_deviation(rewards, counted)
         seen = seen._replace(discounted=counted, so_far=so_far)
     if o.normalise_obs:
         counted = normalization.updated(seen.obs, rollout.obs, rollout.mask)
