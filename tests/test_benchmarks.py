@@ -152,6 +152,12 @@ def test_the_mutants_that_lived(script):
     assert text == mutation.page(found) + "\n"
 
 
+def test_the_laws_at_a_thousand_examples():
+    found = results("laws")
+    assert found["examples"] == 1000 * found["pairs"] >= 2e5
+    assert found["failed"] == 0
+
+
 def test_odd_calls():
     found = results("calls")
     assert found["calls"] >= 1e5 and found["functions"] >= 98
