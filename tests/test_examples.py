@@ -130,7 +130,10 @@ def test_killed_and_resumed_is_the_same_run(
 
 
 def damage(checkpoint):
-    """A bit in each of 64 bytes: about one bit in a hundred matters to no number."""
+    """A bit in each of 64 bytes, in the middle, which is in use.
+
+    One bit may matter to no number: about one in a hundred does not.
+    """
     data = max(checkpoint.rglob("d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(data.read_bytes())
     for place in range(len(content) // 2, len(content) // 2 + 64):

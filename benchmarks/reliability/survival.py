@@ -522,7 +522,7 @@ FAULTS: dict[str, tuple[str, tuple[str, ...], Fault]] = {  # expected, where, wh
     "SIGTERM": ("saves, leaves with 143; resumed, the same run", (), terminated),
     "disk full": ("a clear error; with room made, the same run", (), full),
     "memory full": ("ends with an error; resumed, the same run", (), starved),
-    "checkpoint damaged": ("resumed from the one before, the same run", (), damaged),
+    "checkpoint damaged": ("resumed, the same run", (), damaged),
     "checkpoints damaged": (
         "the one before, with a warning; or no harm; or refused by name",
         ON_HOSTS,

@@ -150,9 +150,9 @@ def half(x: np.ndarray) -> np.ndarray:
 
 
 def differences(case: Case, inputs: Any, along: Any) -> tuple[float, float]:
-    """The oracle's slope along a direction, of two step sizes h.
+    """The oracle's slope along a direction, by steps h of STEP and of half of it.
 
-    Each is good to h^4 of the fifth derivative.
+    Each is good to h^4 of its fifth derivative.
     """
 
     def at(step: float) -> float:

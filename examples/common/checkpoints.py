@@ -1,4 +1,4 @@
-"""Checkpoints that a killed process cannot tear and a flipped bit cannot pass.
+"""Checkpoints that a killed process cannot tear and a changed number cannot pass.
 
 Orbax writes each one to a temporary folder and renames it when it is whole; arrays that
 are spread over devices and processes, each process its own part. What it does not do is

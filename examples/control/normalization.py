@@ -52,7 +52,7 @@ def scaled(x: jax.Array, of: Statistics) -> jax.Array:
 
 
 def by_deviation(x: jax.Array, of: Statistics) -> jax.Array:
-    """Within +-10. Rewards are scaled by this alone: their sign stays."""
+    """Over the deviation, within +-10. Rewards get this alone: their sign stays."""
     return jnp.clip(x * jax.lax.rsqrt(of.variance + 1e-8), -10.0, 10.0)
 
 
