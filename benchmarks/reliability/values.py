@@ -1,6 +1,6 @@
-"""A million values and gradients against the oracles, in float64 and float32.
+"""Up to a million values and gradients against the oracles, in float64 and float32.
 
-    python benchmarks/reliability/values.py          # ten minutes of one core
+    python benchmarks/reliability/values.py --minutes 48 --seed 1  # half a million
     python benchmarks/reliability/values.py --quick  # a few seconds
 
 Of every function that is differentiated: random batches, many at a time by `vmap`,
