@@ -49,7 +49,7 @@ def laws(found: dict[str, Any]) -> str:
     if "laws" not in found:
         return NOTHING
     of = found["laws"]
-    return f"{of['examples']:,}, {of['failed']} failed: {of['tests']} tests, {LAWS}"
+    return f"{of['examples']:,}, float32 under `jit`, {of['failed']} failed: {LAWS}"
 
 
 def values(found: dict[str, Any]) -> str:
